@@ -1,0 +1,160 @@
+"""config.toml, the environment and flags become one Config; flags win, then the environment.
+
+Reading is strict: an unknown key or a wrong type is an InvalidConfig that names file and key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from localllama.errors import InvalidConfig
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How this program talks to others."""
+
+    offline: bool = False
+    hf_endpoint: str = "https://huggingface.co"
+    ollama_registry: str = "https://registry.ollama.ai"
+    timeout_seconds: float = 30.0  # without one byte, before a connection counts as stalled
+    retries: int = 6  # attempts in a row that bring nothing
+    connections: int = 4  # parallel ranges of one file
+    limit_rate_bytes: int = 0  # bytes per second over all connections; 0 = no limit
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Defaults of ``localllama run``."""
+
+    model: str = "smollm2:135m"
+    context_length: int = 0  # tokens; 0 = let the program choose
+    threads: int = 0  # 0 = the physical cores
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything a user can set once and for all."""
+
+    models: str = ""  # another folder for the data, "" = the platform's
+    network: Network = field(default_factory=Network)
+    run: Run = field(default_factory=Run)
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # default sampling parameters
+
+
+# environment variable -> (section, key); the names that users of the field already export.
+_ENVIRONMENT = {
+    "HF_ENDPOINT": ("network", "hf_endpoint"),
+    "HF_HUB_OFFLINE": ("network", "offline"),
+    "LOCALLLAMA_OFFLINE": ("network", "offline"),
+    "LOCALLLAMA_OLLAMA_REGISTRY": ("network", "ollama_registry"),
+    "LOCALLLAMA_TIMEOUT": ("network", "timeout_seconds"),
+    "LOCALLLAMA_RETRIES": ("network", "retries"),
+    "LOCALLLAMA_LIMIT_RATE": ("network", "limit_rate_bytes"),
+    "LOCALLLAMA_MODEL": ("run", "model"),
+    "LOCALLLAMA_THREADS": ("run", "threads"),
+}
+# key in the file -> field, where the file says it the way a person would
+_ALIASES = {"limit_rate": "limit_rate_bytes", "ctx": "context_length"}
+_FLAGS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False}
+_FLAGS |= {"no": False, "off": False, "": False}
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes in ``text``: ``500k``, ``2.5MB``, ``1GiB``; raises ValueError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?(?:/s)?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{text!r} is not a size like 500k, 2MB or 1GiB")
+    return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+
+
+def load(file: Path, environ: Mapping[str, str] | None = None) -> Config:
+    """Return the Config of ``file`` (may be missing) overlaid with ``environ``.
+
+    Raises InvalidConfig for a file that is not TOML, an unknown key or a wrong type.
+    """
+    environ = os.environ if environ is None else environ
+    config = Config()
+    try:
+        data = _read(file)
+    except OSError as error:
+        raise InvalidConfig(f"cannot read {file}: {error.strerror}") from error
+    for key, value in data.items():
+        where = f"{file}: {key}"
+        if key == "models":
+            config = replace(config, models=_convert(value, str, where))
+        elif key == "parameters":
+            config = replace(config, parameters=_table(value, where))
+        elif key in ("network", "run"):
+            section = getattr(config, key)
+            for name, item in _table(value, where).items():
+                section = _set(section, name, item, f"{where}.{name}")
+            config = replace(config, **{key: section})
+        else:
+            raise InvalidConfig(
+                f"{file}: unknown key {key!r}", "known: models, network, run, parameters"
+            )
+    for variable, (part, name) in _ENVIRONMENT.items():
+        if (text := environ.get(variable)) is not None and (text or name == "offline"):
+            section = _set(getattr(config, part), name, text, f"environment variable {variable}")
+            config = replace(config, **{part: section})
+    return config
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    import tomllib  # 10 ms, and most people have no config.toml
+
+    try:
+        return tomllib.loads(text.decode())
+    except ValueError as error:
+        raise InvalidConfig(f"{file}: {error}") from error
+
+
+def _table(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidConfig(f"{where} must be a table")
+    return value
+
+
+def _set(section: Any, name: str, value: object, where: str) -> Any:
+    name = _ALIASES.get(name, name)
+    known = {item.name: item for item in fields(section)}
+    if name not in known:
+        raise InvalidConfig(f"{where}: unknown key", f"known: {', '.join(known)}")
+    kind = type(getattr(section, name))
+    if name == "limit_rate_bytes" and isinstance(value, str):
+        try:
+            value = parse_size(value)
+        except ValueError as error:
+            raise InvalidConfig(f"{where}: {error}") from error
+    converted = _convert(value, kind, where)
+    if kind in (int, float) and converted < 0:
+        raise InvalidConfig(f"{where}: {converted} is negative")
+    return replace(section, **{name: converted})
+
+
+def _convert(value: Any, kind: type, where: str) -> Any:
+    """Return ``value`` as ``kind``: strings come from the environment, the rest from TOML."""
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    try:
+        if kind is bool and isinstance(value, str):
+            return _FLAGS[value.lower()]
+        if kind in (int, float) and isinstance(value, str):
+            return kind(value)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+    except (KeyError, ValueError):
+        pass
+    raise InvalidConfig(f"{where}: {value!r} is not a {kind.__name__}")
