@@ -1,0 +1,24 @@
+"""Fixtures that every part of the suite shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import models
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The file of the real model."""
+    return models.smollm2()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh localllama home, which commands run in this process and in children use."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("LOCALLLAMA_HOME", str(folder))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return folder
