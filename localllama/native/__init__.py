@@ -1,0 +1,1 @@
+"""The only room that touches ctypes: llama.cpp's C API behind Python types."""
