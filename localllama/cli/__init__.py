@@ -1,0 +1,1 @@
+"""The command line: `main` finds commands, one file holds each, `output` prints."""

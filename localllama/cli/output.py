@@ -1,0 +1,140 @@
+"""The one place that prints: results to stdout, talk to stderr, people's forms and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import click
+
+from localllama.errors import LocalLlamaError
+
+INTERRUPTED = 130  # exit code after Ctrl-C
+_STEPS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
+
+
+def result(text: str, *, newline: bool = True) -> None:
+    """Print a result."""
+    click.echo(text, nl=newline)
+
+
+def as_json(value: Any, *, pretty: bool = True) -> None:
+    """Print a result for programs."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2 if pretty else None))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print columns, padded to their widest cell, as wide as they need to be."""
+    lines = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("    ".join(cells).rstrip())
+
+
+def say(text: str) -> None:
+    """Tell the user something that is not a result."""
+    click.echo(text, err=True)
+
+
+def fail(error: LocalLlamaError) -> None:
+    """Tell what went wrong and what to do about it."""
+    click.echo(f"{paint('Error:', 'red', sys.stderr)} {error.message}", err=True)
+    if error.hint:
+        click.echo(f"  {error.hint}", err=True)
+
+
+def bug(error: Exception) -> int:
+    """Write the traceback of a bug to the log, tell where it is, and return exit code 1."""
+    import traceback
+
+    from localllama.paths import locate
+
+    text = "".join(traceback.format_exception(error))
+    log = locate().log / "crash.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(text)
+        where = f"the details are in {log}"
+    except OSError:
+        where = "LOCALLLAMA_DEBUG=1 shows the details"
+    summary = f"{type(error).__name__}: {error}"
+    click.echo(f"{paint('Error:', 'red', sys.stderr)} a bug in localllama: {summary}", err=True)
+    click.echo(f"  {where}; please report them", err=True)
+    return 1
+
+
+def confirm(question: str, *, yes: bool, default: bool = True) -> bool:
+    """Ask on the terminal; ``yes`` answers for the user; without a terminal the answer is no."""
+    if yes:
+        return True
+    if not sys.stdin.isatty() or not sys.stderr.isatty():
+        return False
+    return click.confirm(question, default=default, err=True)
+
+
+def paint(text: str, colour: str, stream: TextIO) -> str:
+    """Return ``text`` in a colour, where the stream is a terminal and the user wants colours."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty():
+        return text
+    return click.style(text, fg=colour, bold=colour == "red")
+
+
+def size(count: int) -> str:
+    """Return bytes in SI units, as Ollama prints them.
+
+    >>> size(98362432)
+    '98 MB'
+    """
+    for unit, step in _STEPS:
+        if count >= step:
+            number = count / step
+            return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
+    return f"{count} B"
+
+
+def count(number: int) -> str:
+    """Return a number of parameters as people say it.
+
+    >>> count(134515008)
+    '134.5M'
+    """
+    for unit, step in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= step:
+            return f"{number / step:.1f}".removesuffix(".0") + unit
+    return str(number)
+
+
+def ago(moment: str) -> str:
+    """Return how long ago an ISO 8601 moment was."""
+    try:
+        then = datetime.fromisoformat(moment)
+    except ValueError:
+        return ""
+    seconds = max(0, int((datetime.now(UTC) - then).total_seconds()))
+    steps = (("week", 604800), ("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+    for unit, length in steps:
+        if seconds >= length:
+            number = seconds // length
+            return f"{number} {unit}{'s' if number > 1 else ''} ago"
+    return "just now"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as Go prints it, which is how Ollama's users know it.
+
+    >>> duration(0.0123), duration(75.5)
+    ('12.3ms', '1m15.5s')
+    """
+    if seconds < 1:
+        return f"{seconds * 1000:.6g}ms"
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    text = f"{rest:.9g}s"
+    if hours or minutes:
+        text = f"{minutes}m{text}"
+    return f"{hours}h{text}" if hours else text

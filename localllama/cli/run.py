@@ -1,0 +1,179 @@
+"""``localllama run``: one reply for a prompt or piped text, else a conversation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import msgspec
+
+from localllama import names
+from localllama.chat.session import Session
+from localllama.cli import output, reply, show
+from localllama.cli.app import App, complete_known, json_option, offline_option, yes_option
+from localllama.engine import grammar, sampling
+from localllama.engine.api import Message, Sampling
+from localllama.engine.client import Engine
+from localllama.errors import InvalidParameter
+from localllama.runner import Runner, Want
+from localllama.store import Installed
+
+_EXAMPLES = """\b
+Examples:
+  localllama run smollm2:135m
+  localllama run smollm2:135m "Name three colours" --seed 1 --temperature 0
+  cat notes.txt | localllama run smollm2:135m "summarise"
+"""
+
+
+@click.command("run", epilog=_EXAMPLES)
+@click.argument("model", required=False, shell_complete=complete_known)
+@click.argument("prompt", nargs=-1)
+@click.option("--system", default=None, help="System prompt.")
+@click.option("--temperature", type=float, default=None, help="0 always takes the likeliest token.")
+@click.option("--top-p", type=float, default=None, help="Likeliest tokens up to this probability.")
+@click.option("--top-k", type=int, default=None, help="So many likeliest tokens.")
+@click.option("--min-p", type=float, default=None, help="Tokens at least this likely, relatively.")
+@click.option("--seed", type=int, default=None, help="The same seed gives the same reply.")
+@click.option("--max-tokens", type=int, default=None, help="The longest reply, in tokens.")
+@click.option("--format", "form", type=click.Choice(("json",)), help="Make the reply valid JSON.")
+@click.option("--ctx", type=click.IntRange(min=1), help="Context length, in tokens.")
+@click.option("--gpu-layers", type=int, default=-1, help="Layers on the GPU; default all.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default physical cores.")
+@click.option("--verbose", is_flag=True, help="Print the timings of each reply.")
+@click.option("--nowordwrap", is_flag=True, help="Leave the breaking of lines to the terminal.")
+@yes_option
+@offline_option
+@json_option
+def run_command(
+    model: str | None,
+    prompt: tuple[str, ...],
+    system: str | None,
+    form: str | None,
+    ctx: int | None,
+    gpu_layers: int,
+    threads: int | None,
+    verbose: bool,
+    nowordwrap: bool,
+    yes: bool,
+    as_json: bool,
+    **request: Any,
+) -> int:
+    """Chat with MODEL, or reply once to PROMPT or to what comes in through a pipe.
+
+    A model that is not installed is pulled, after asking. Ctrl-C stops a reply and keeps it.
+    """
+    app = App.start()
+    settings = {name: value for name, value in request.items() if value is not None}
+    sampling.resolve([("request", settings)])  # a wrong value is told before anything is loaded
+    text = _question(prompt)
+    if text is not None and not text:
+        raise InvalidParameter("there is nothing to reply to", "give a prompt or pipe a text in")
+    installed = _locate(app, model or app.config.run.model, yes=yes)
+    want = Want(ctx or 0, gpu_layers, threads or 0, force=yes)
+    if text is None:
+        from localllama.cli.repl import Repl
+
+        repl = Repl(app, want, settings, verbose=verbose, wrap=not nowordwrap, form=form)
+        return repl.talk(installed, system)
+    resolved = sampling.resolve([("request", settings), *show.layers(app, installed)])
+    with opened(app, installed, want) as engine:
+        session = begin(engine, installed, system)
+        answer = _once(session, text, constrain(resolved.sampling, form), quiet=as_json)
+    if as_json:
+        output.as_json(_facts(answer, installed))
+    if verbose:
+        output.say(reply.timings(answer.done))
+    return output.INTERRUPTED if answer.stopped else 0
+
+
+def _once(session: Session, text: str, chosen: Sampling, *, quiet: bool) -> reply.Reply:
+    context = session.engine.ready.context_length
+    # Not wrapped: one reply is often piped on, and its lines are the model's own.
+    screen = reply.Silent() if quiet else reply.Shown(context)
+    answer = reply.follow(session.send(text, chosen), screen, cancel=session.engine.cancel)
+    if note := reply.cut_note(answer.done, context):
+        output.say(note)
+    return answer
+
+
+def _facts(answer: reply.Reply, model: Installed) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "text": answer.text,
+        "reason": answer.done.reason,
+        "usage": msgspec.to_builtins(answer.done.usage),
+        "timings": msgspec.to_builtins(answer.done.timings),
+        "truncated": msgspec.structs.asdict(answer.truncated) if answer.truncated else None,
+    }
+
+
+def begin(engine: Engine, model: Installed, system: str | None) -> Session:
+    """Return a conversation that begins as the model says; ``system`` replaces its prompt."""
+    return Session(
+        engine,
+        system=model.system if system is None else system,
+        messages=[Message(**message) for message in model.messages],
+    )
+
+
+def constrain(chosen: Sampling, form: str | None) -> Sampling:
+    """Return the sampling parameters with the grammar of ``form`` (``json`` or none)."""
+    return chosen if form is None else msgspec.structs.replace(chosen, grammar=grammar.JSON)
+
+
+def _question(prompt: tuple[str, ...]) -> str | None:
+    """Return the text to reply to, or None for a conversation at the terminal."""
+    words = " ".join(prompt).strip()
+    if sys.stdin is None or sys.stdin.isatty():
+        return words or None
+    piped = sys.stdin.buffer.read().decode(errors="replace").strip()
+    return "\n\n".join(part for part in (piped, words) if part)
+
+
+def _locate(app: App, text: str, *, yes: bool) -> Installed:
+    """Return the installed model, or pull it after asking."""
+    name = names.parse(text)
+    if name.source is names.Source.LOCAL:
+        return show.find(app, text)
+    full = app.name(text)
+    if (model := app.store.find(full)) is not None:
+        return model
+    if full.source is names.Source.CATALOG:
+        from localllama import catalog
+
+        catalog.resolve(name, app.catalog)  # a name that nobody knows is an error, not a question
+    if not output.confirm(f"{full} is not installed. Pull it?", yes=yes):
+        app.store.get(full)  # raises, with the hint
+    from localllama.cli.pull import fetch
+
+    return fetch(app, str(full), app.network(), yes=yes)
+
+
+@contextmanager
+def opened(app: App, model: Installed, want: Want) -> Iterator[Engine]:
+    """Load a model, showing how far it is on a terminal, and end its worker afterwards."""
+    shows = sys.stderr.isatty()
+
+    def loading(fraction: float) -> None:
+        if shows:
+            sys.stderr.write(f"\r\033[Kloading {model.name}: {fraction:.0%}")
+            sys.stderr.flush()
+
+    try:
+        engine = Runner(app.store, app.config, app.paths).open(model, want, on_progress=loading)
+    finally:
+        if shows:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+    with engine:
+        trained = engine.ready.trained_context_length
+        if trained and engine.ready.context_length > trained:
+            output.say(
+                f"Warning: the model was trained for {trained} tokens of context; beyond that its "
+                "replies get worse"
+            )
+        yield engine

@@ -1,0 +1,204 @@
+"""``localllama show``: what a model is, where it is from, and which parameters count for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from localllama import names
+from localllama.cli import output
+from localllama.cli.app import App, complete_installed, json_option
+from localllama.engine import sampling
+from localllama.errors import UsageProblem
+from localllama.store import Installed
+
+
+@click.command("show", epilog="\b\nExample:\n  localllama show smollm2:135m --parameters")
+@click.argument("model", shell_complete=complete_installed)
+@click.option("--license", "part", flag_value="license", help="The licence.")
+@click.option("--modelfile", "part", flag_value="modelfile", help="The model as a Modelfile.")
+@click.option("--parameters", "part", flag_value="parameters", help="Parameters and their origin.")
+@click.option("--system", "part", flag_value="system", help="The system prompt.")
+@click.option("--template", "part", flag_value="template", help="The chat template.")
+@click.option("-v", "--verbose", is_flag=True, help="Also every key and tensor of the GGUF.")
+@json_option
+def show_command(model: str, part: str | None, verbose: bool, as_json: bool) -> None:
+    """Show MODEL: an installed one, or a GGUF file by its path."""
+    app = App.start()
+    found = find(app, model)
+    if part:
+        text = describe(app, found, part)
+        output.as_json({part: text}) if as_json else output.result(text)
+    elif as_json:
+        output.as_json(_facts(app, found, verbose=verbose))
+    else:
+        output.result(describe(app, found, "info"))
+        if verbose:
+            for line in _everything(app, found):
+                output.result(line)
+
+
+def find(app: App, text: str) -> Installed:
+    """Return the installed model called ``text``, or the GGUF file at that path as a model."""
+    name = names.parse(text)
+    if name.source is names.Source.LOCAL:
+        from localllama import pull
+
+        return pull.describe(name)
+    return app.installed(text)
+
+
+def describe(app: App, model: Installed, part: str) -> str:
+    """Return one aspect of a model as text; ``part`` is one of the options of ``show``, or info."""
+    if part == "info":
+        return "\n".join(_info(app, model))
+    if part == "license":
+        return licence(app, model)
+    if part == "modelfile":
+        return "\n".join(_modelfile(app, model))
+    if part == "parameters":
+        return "\n".join(_parameters(app, model))
+    if part == "system":
+        return model.system
+    if part == "template":
+        return model.template or _header(app, model).chat_template or model.fallback_template
+    raise UsageProblem(
+        f"there is no {part!r} to show", "info, license, modelfile, parameters, system or template"
+    )
+
+
+def layers(app: App, model: Installed) -> list[tuple[str, dict[str, object]]]:
+    """Return the parameter layers below a chat's own, the most important first."""
+    return [
+        ("model", sampling.known(model.parameters)),
+        ("GGUF", sampling.known(model.info.get("sampling") or {})),
+        ("catalog", sampling.known(model.catalog_parameters)),
+        ("config", dict(app.config.parameters)),
+    ]
+
+
+def licence(app: App, model: Installed) -> str:
+    """Return the licence's text where we have it, else its name and link."""
+    text = app.store.text(model, "license") or str(model.licence.get("text", ""))
+    terms = [str(model.licence[key]) for key in ("name", "link") if model.licence.get(key)]
+    return text or "\n".join(terms)
+
+
+def _info(app: App, model: Installed) -> Iterator[str]:
+    info = model.info
+    rows: list[tuple[str, Any]] = [
+        ("architecture", info.get("architecture")),
+        ("parameters", output.count(int(info.get("parameters") or 0))),
+        ("context length", info.get("context_length")),
+        ("embedding length", info.get("embedding_length")),
+        ("layers", info.get("block_count")),
+        ("quantization", info.get("quantization")),
+    ]
+    yield from _section("Model", rows)
+    checked = all(file.promised for file in model.weights)
+    origin: list[tuple[str, Any]] = [
+        ("source", model.source),
+        ("revision", model.revision),
+        ("digest", model.digest[:12] if model.weights[0].sha256 else ""),
+        ("size", output.size(model.size_bytes)),
+        ("parts", len(model.weights) if len(model.weights) > 1 else ""),
+        ("checked", "sha256 given by the source" if checked else "structure only; digest recorded"),
+        ("modified", output.ago(model.modified_at)),
+    ]
+    if not model.weights[0].sha256:
+        origin = [row for row in origin if row[0] not in ("checked", "modified")]
+    yield from _section("Origin", origin)
+    resolved = sampling.resolve(layers(app, model))
+    rows = [
+        (name, f"{getattr(resolved.sampling, name)}    ({layer})")
+        for name, layer in resolved.origins.items()
+        if layer != sampling.DEFAULT
+    ]
+    yield from _section("Parameters", rows)
+    yield from _section("System", [("", line) for line in model.system.splitlines()[:8]])
+    terms = licence(app, model).splitlines()
+    yield from _section("License", [("", line) for line in terms[:2]])
+
+
+def _section(title: str, rows: list[tuple[str, Any]]) -> Iterator[str]:
+    rows = [(key, value) for key, value in rows if value not in (None, "", 0)]
+    if rows:
+        width = max(len(key) for key, _ in rows)
+        yield f"  {title}"
+        yield from (f"    {key.ljust(width)}    {value}".rstrip() for key, value in rows)
+        yield ""
+
+
+def _parameters(app: App, model: Installed) -> Iterator[str]:
+    resolved = sampling.resolve(layers(app, model))
+    width = max(len(name) for name in resolved.origins)
+    for name, origin in resolved.origins.items():
+        value = getattr(resolved.sampling, name)
+        shown = json.dumps(list(value)) if isinstance(value, tuple) else value
+        yield f"{name.ljust(width)}  {shown!s:<12}  {origin}"
+    for name, value in model.parameters.items():
+        if not sampling.known({name: value}):
+            yield f"{name.ljust(width)}  {value!s:<12}  model"
+
+
+def _modelfile(app: App, model: Installed) -> Iterator[str]:
+    yield f"# Modelfile of {model.name}, written by localllama show"
+    weights = app.store.linked(model) if model.weights[0].sha256 else (model.weights[0].name,)
+    yield f"FROM {weights[0]}"
+    if model.template:
+        yield f'TEMPLATE """{model.template}"""'
+    if model.system:
+        yield f'SYSTEM """{model.system}"""'
+    for name, value in model.parameters.items():
+        for item in value if isinstance(value, list) else [value]:
+            yield f"PARAMETER {name} {json.dumps(item, ensure_ascii=False)}"
+    for message in model.messages:
+        yield f"MESSAGE {message['role']} {message['content']}"
+    if text := licence(app, model):
+        yield f'LICENSE """{text}"""'
+
+
+def _facts(app: App, model: Installed, *, verbose: bool) -> dict[str, Any]:
+    facts = {
+        **model.summary(),
+        "revision": model.revision,
+        "licence": model.licence,
+        "info": model.info,
+        "system": model.system,
+        "template": model.template,
+        "parameters_set": model.parameters,
+        "files": [
+            {"name": f.name, "sha256": f.sha256, "size_bytes": f.size_bytes, "role": f.role}
+            | {"sha256_given_by_source": f.promised}
+            for f in model.files
+        ],
+    }
+    if verbose:
+        facts["metadata"] = _header(app, model).metadata
+    return facts
+
+
+def _everything(app: App, model: Installed) -> Iterator[str]:
+    header = _header(app, model)
+    yield "  Metadata"
+    for key, value in header.metadata.items():
+        yield f"    {key} = {str(value)[:200]}"
+    yield ""
+    yield "  Tensors"
+    for tensor in header.tensors:
+        shape = " x ".join(str(length) for length in tensor.shape)
+        yield f"    {tensor.name}    {tensor.type}    [{shape}]"
+
+
+def _header(app: App, model: Installed) -> Any:
+    from localllama import gguf_file
+
+    if not model.weights[0].sha256:
+        paths: list[Path] = [Path(file.name) for file in model.weights]
+    else:
+        paths = list(app.store.weights(model))
+    return gguf_file.read_split_info(paths) if len(paths) > 1 else gguf_file.read_info(paths[0])

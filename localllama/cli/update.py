@@ -1,0 +1,103 @@
+"""``localllama outdated`` and ``localllama update``: does the source have other bytes by now."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from localllama import names
+from localllama.cli import output
+from localllama.cli.app import App, complete_installed, json_option, offline_option, yes_option
+from localllama.cli.progress import follow
+from localllama.errors import LocalLlamaError, UsageProblem
+from localllama.store import Installed
+
+if TYPE_CHECKING:
+    from localllama.pull import Offer
+
+
+@click.command("outdated", epilog="\b\nExample:\n  localllama outdated")
+@offline_option
+@json_option
+def outdated_command(as_json: bool) -> None:
+    """Ask each model's source whether it has changed. Downloads nothing."""
+    app = App.start()
+    rows = []
+    for model in app.store.models():
+        offer, trouble = _offer(app, model)
+        status = _status(model, offer, trouble)
+        rows.append({"name": model.name, "status": status, "detail": trouble})
+    if as_json:
+        output.as_json({"models": rows})
+    else:
+        output.table(
+            ("NAME", "STATUS", "DETAIL"), ((r["name"], r["status"], r["detail"]) for r in rows)
+        )
+
+
+@click.command("update", epilog="\b\nExample:\n  localllama update --all")
+@click.argument("models", nargs=-1, shell_complete=complete_installed)
+@click.option("--all", "every", is_flag=True, help="Every installed model.")
+@yes_option
+@offline_option
+def update_command(models: tuple[str, ...], every: bool, yes: bool) -> None:
+    """Fetch the new version of MODELS whose source has changed."""
+    from localllama import pull
+
+    app = App.start()
+    if not models and not every:
+        raise UsageProblem("which model?", "name some, or say --all")
+    chosen = app.store.models() if every else [app.installed(text) for text in models]
+    first: LocalLlamaError | None = None
+    for model in chosen:
+        try:
+            offer = _look(app, model)
+        except LocalLlamaError as error:
+            # One unreachable source must not keep the others from being updated.
+            output.say(f"{model.name}: {error.message}")
+            first = first or error
+            continue
+        if offer is None:
+            output.say(f"{model.name}: has no source to ask")
+        elif not pull.changed(model, offer):
+            output.say(f"{model.name}: up to date")
+        else:
+            trouble = pull.judge(offer, app.paths)
+            if trouble and not output.confirm(f"{trouble.message}. Go on?", yes=yes, default=False):
+                raise trouble
+            follow(pull.pull(offer, store=app.store, network=app.network()))
+            output.say(f"{model.name}: updated")
+    if first is not None:
+        raise first
+
+
+def _look(app: App, model: Installed) -> Offer | None:
+    """Ask the source of ``model`` what it has now; None for models without a source."""
+    from localllama import pull
+
+    if not model.requested:
+        return None
+    name = names.parse(model.requested)
+    offer = pull.look(
+        name, known=app.catalog, store=app.store, network=app.network(), quant=model.quant
+    )
+    return replace(offer, name=names.parse(model.name))
+
+
+def _offer(app: App, model: Installed) -> tuple[Offer | None, str]:
+    try:
+        return _look(app, model), ""
+    except LocalLlamaError as error:
+        return None, error.message
+
+
+def _status(model: Installed, offer: Offer | None, trouble: str) -> str:
+    from localllama import pull
+
+    if trouble:
+        return "unknown"
+    if offer is None:
+        return "local"
+    return "outdated" if pull.changed(model, offer) else "current"
