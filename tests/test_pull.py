@@ -213,6 +213,9 @@ def test_a_url_without_a_digest_is_checked_by_structure_and_says_so(
     assert result.returncode == 0, result.stderr
     assert "structure verified" in result.stderr
     assert "structure only" in cli.run("show", url, env=env).stdout
+    before = hub.bytes_sent()
+    assert cli.run("pull", url, env=env).returncode == 0
+    assert hub.bytes_sent() - before < 1000  # the same ETag: the same file
 
 
 def test_outdated_and_update_follow_the_source(

@@ -215,12 +215,15 @@ class Store:
         return [Garbage(path, _size(path), kind) for kind, paths in kinds for path in paths]
 
     def prune(self, *, partials: bool = False) -> list[Garbage]:
-        """Remove what ``garbage`` returns, and return it."""
+        """Remove what ``garbage`` returns, less the downloads under way, and return it."""
         with self.lock(), storing(self.paths.blobs):
             found = self.garbage(partials=partials)
             for item in found:
-                item.path.unlink(missing_ok=True)
-            return found
+                if item.kind == "partial":
+                    _discard(item.path)
+                else:
+                    item.path.unlink(missing_ok=True)
+            return [item for item in found if not item.path.is_symlink() and not item.path.exists()]
 
     def linked(self, model: Installed) -> tuple[Path, ...]:
         """Return the model's parts under names that llama.cpp's own tools accept.
@@ -298,6 +301,15 @@ def _parsed(name: str) -> ModelName:
     from localllama.names import parse
 
     return parse(name)
+
+
+def _discard(path: Path) -> None:
+    """Remove a file from the partials, unless another process is working on that download."""
+    from localllama import download
+
+    with contextlib.suppress(StoreError):
+        download.discard(path.parent, path.name.partition(".")[0])
+        path.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> list[Path]:

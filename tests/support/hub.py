@@ -678,8 +678,7 @@ class _Handler(BaseHTTPRequestHandler):
         while at < min(stop, last + 1) and not self.hub.closing.is_set():
             data = content.read(at, min(_BLOCK if slow else 4 * _BLOCK, stop - at, last + 1 - at))
             if at <= flip < at + len(data):
-                data = bytearray(data)
-                data[flip - at] ^= 0xFF
+                data = data[: flip - at] + bytes([data[flip - at] ^ 0xFF]) + data[flip - at + 1 :]
             if slow:
                 with self.hub.lock:
                     delay = slow.delay(len(data))

@@ -1,0 +1,77 @@
+"""A real process on a real pseudo-terminal: type into it, wait for what it shows."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import termios
+from collections.abc import Sequence
+from fcntl import ioctl
+from time import monotonic
+
+_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[()][A-Z0-9]|[=>])|\r")
+_PATIENCE_SECONDS = 60.0  # for a hang, not a measure
+
+
+class Terminal:
+    """Runs a command on a terminal of 100 columns; use it as a context manager."""
+
+    def __init__(self, command: Sequence[str], env: dict[str, str]) -> None:
+        self._ours, theirs = pty.openpty()
+        ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        self._shown = ""
+        self._process = subprocess.Popen(
+            command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**env, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+            start_new_session=True,
+            # The terminal becomes the controlling one, so that Ctrl-C in it is a signal.
+            preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._ours)
+
+    def type(self, text: str) -> None:
+        """Type ``text`` and Enter."""
+        self.press(text + "\r")
+
+    def press(self, keys: str) -> None:
+        """Type keys as they are."""
+        os.write(self._ours, keys.encode())
+
+    def expect(self, pattern: str) -> str:
+        """Wait until the pattern is shown; return what came up to its end and forget that."""
+        deadline = monotonic() + _PATIENCE_SECONDS
+        while (match := re.search(pattern, self._shown)) is None:
+            assert self._read(deadline), f"no {pattern!r} in {self._shown!r}"
+        seen, self._shown = self._shown[: match.end()], self._shown[match.end() :]
+        return seen
+
+    def wait(self) -> int:
+        """Wait until the process ends and return its exit code."""
+        deadline = monotonic() + _PATIENCE_SECONDS
+        while self._read(deadline):
+            pass
+        return self._process.wait(_PATIENCE_SECONDS)
+
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self._ours], [], [], max(0.0, deadline - monotonic()))
+        try:
+            data = os.read(self._ours, 65536) if ready else b""
+        except OSError:  # Linux: the other side has closed
+            return False
+        self._shown += _ESCAPES.sub("", data.decode(errors="replace"))
+        return bool(data)
