@@ -7,9 +7,12 @@ import errno
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from localllama.errors import ChecksumMismatch, DiskFull, StoreError
-from localllama.progress import Progress
+
+if TYPE_CHECKING:
+    from localllama.progress import Progress
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -73,7 +76,9 @@ def sync_folder(folder: Path) -> None:
 
 def sha256_of(path: Path, item: str = "") -> Generator[Progress, None, str]:
     """Return the hex sha256 of a file; raises OSError, ChecksumMismatch if it shrinks."""
-    import hashlib  # 3 ms that `list` need not spend
+    import hashlib  # 5 ms, with the next line, that `list` need not spend
+
+    from localllama.progress import Progress
 
     total = path.stat().st_size
     digest, done = hashlib.sha256(), 0

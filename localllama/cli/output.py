@@ -77,6 +77,12 @@ def confirm(question: str, *, yes: bool, default: bool = True) -> bool:
     return click.confirm(question, default=default, err=True)
 
 
+def agreed(question: str, *, yes: bool) -> bool:
+    """Ask on the terminal before something that was asked for; elsewhere that is agreement."""
+    at_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+    return yes or not at_terminal or click.confirm(question, default=True, err=True)
+
+
 def paint(text: str, colour: str, stream: TextIO) -> str:
     """Return ``text`` in a colour, where the stream is a terminal and the user wants colours."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty():

@@ -8,6 +8,7 @@ from localllama.cli import output
 from localllama.cli.app import App, complete_installed, json_option, yes_option
 from localllama.cli.progress import follow
 from localllama.errors import BadFile
+from localllama.store import check
 
 
 @click.command("verify", epilog="\b\nExample:\n  localllama verify smollm2:135m")
@@ -17,9 +18,9 @@ def verify_command(models: tuple[str, ...], as_json: bool) -> None:
     """Hash the data of MODELS (default: all) again and compare it with the manifests."""
     app = App.start()
     chosen = [app.installed(model) for model in models] or app.store.models()
-    problems = follow(app.store.verify(chosen))
+    problems = follow(check.verify(app.store, chosen))
     if not models:
-        problems = [*app.store.damaged(), *problems]
+        problems += [check.Problem("", e.path, e.message) for e in app.store.damaged()]
     bad = {problem.model for problem in problems}
     if as_json:
         output.as_json(
@@ -34,7 +35,7 @@ def verify_command(models: tuple[str, ...], as_json: bool) -> None:
         for model in chosen:
             output.result(f"{model.name}: {'damaged' if model.name in bad else 'ok'}")
         for problem in problems:
-            output.say(f"{problem.model}: {problem.file} {problem.message}")
+            output.say(f"{problem.model}: {problem.file} {problem.message}".removeprefix(": "))
     if problems:
         raise BadFile(
             f"{len(problems)} file{'s are' if len(problems) > 1 else ' is'} damaged",
@@ -48,19 +49,23 @@ def verify_command(models: tuple[str, ...], as_json: bool) -> None:
 @yes_option
 @json_option
 def prune_command(partials: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Show and remove files that no model uses."""
+    """Show and remove files that no model uses. At a terminal it asks before it removes."""
     store = App.start().store
-    found = store.garbage(partials=partials) if dry_run else store.prune(partials=partials)
-    total = sum(item.size_bytes for item in found)
+    found = check.garbage(store, partials=partials)
     if as_json:
+        found = found if dry_run else check.prune(store, partials=partials)
         files = [{"path": str(i.path), "size_bytes": i.size_bytes, "kind": i.kind} for i in found]
+        total = sum(item.size_bytes for item in found)
         output.as_json({"removed": not dry_run, "size_bytes": total, "files": files})
         return
     for item in found:
         output.result(f"{output.size(item.size_bytes):>8}  {item.kind:9}  {item.path.name}")
-    word = "would be freed" if dry_run else "freed"
-    output.say(f"{output.size(total)} {word}" if found else "nothing to remove")
-    waiting = [] if partials else store.garbage(partials=True)
+    if not found:
+        output.say("nothing to remove")
+    elif not dry_run and output.agreed("Remove them?", yes=yes):
+        freed = sum(item.size_bytes for item in check.prune(store, partials=partials))
+        output.say(f"{output.size(freed)} freed")
+    waiting = [] if partials else check.garbage(store, partials=True)
     waiting_bytes = sum(item.size_bytes for item in waiting if item.kind == "partial")
     if waiting_bytes:
         output.say(

@@ -13,9 +13,10 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from queue import SimpleQueue
-from time import perf_counter
+from time import perf_counter, sleep
 
 import msgspec
 import psutil
@@ -42,6 +43,9 @@ from localllama.errors import ContextFull, InvalidParameter, LocalLlamaError
 from localllama.native.llama import Library, Sampler, Vocab
 
 # Beyond what any rope scaling is used for; llama.cpp spends minutes and all memory on 2**30.
+# Every message wakes the front end, which takes a core from the decoding threads: on 2 cores 2 % of
+# the rate at 100 tokens/s. Text that is gathered this long still looks fluent.
+_REST_SECONDS = 0.02
 _TURN_BORDER = re.compile(r"<\|.+\|>|<(start|end)_of_turn>|\[/?[A-Z_]+\]")
 _LONGEST_CONTEXT_FACTOR = 32
 
@@ -315,10 +319,26 @@ def _read(receiver: wire.Receiver[Request], jobs: SimpleQueue[Job]) -> None:
 def _write(sock: socket.socket, outbox: SimpleQueue[tuple[Job, bytes | Reply]]) -> None:
     try:
         while True:
-            for reply in replies(*outbox.get()):
+            job, item = outbox.get()
+            ready = list(replies(job, item))
+            while not outbox.empty():
+                job, item = outbox.get()
+                ready += replies(job, item)
+            for reply in _merged(ready):
                 wire.send(sock, reply)
+            if isinstance(item, bytes) and not job.request.sampling.stop:
+                sleep(_REST_SECONDS)
     except OSError:
         os._exit(0)
+
+
+def _merged(ready: Sequence[Reply]) -> Iterator[Reply]:
+    """Put texts that follow one another together."""
+    for is_text, group in groupby(ready, lambda reply: isinstance(reply, Text)):
+        if is_text:
+            yield Text("".join(reply.text for reply in group if isinstance(reply, Text)))
+        else:
+            yield from group
 
 
 def _progress_to(sock: socket.socket) -> Callable[[float], None]:

@@ -13,43 +13,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localllama.errors import BadFile, ModelNotFound, StoreError
-from localllama.files import sha256_of, storing, sync_folder, write_atomic
+from localllama.files import storing, sync_folder, write_atomic
 from localllama.paths import Paths
-from localllama.progress import Progress
 from localllama.store import manifest
 from localllama.store.manifest import Installed, StoredFile
 
 if TYPE_CHECKING:  # names, hashlib and urllib cost `list` 10 ms it has no use for
     from localllama.names import ModelName
 
-__all__ = ["Garbage", "Installed", "Problem", "Store", "StoredFile"]
+__all__ = ["Installed", "Store", "StoredFile"]
 
 _LOCK_SECONDS = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What ``verify`` found wrong with one file of one model."""
-
-    model: str
-    file: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Garbage:
-    """A file that nothing refers to: a ``blob``, ``temporary``, ``link`` or ``partial``."""
-
-    path: Path
-    size_bytes: int
-    kind: str
 
 
 class Store:
@@ -68,14 +49,14 @@ class Store:
                 models.append(manifest.load(path))
         return sorted(models, key=lambda model: model.modified_at, reverse=True)
 
-    def damaged(self) -> list[Problem]:
-        """Return the manifests that cannot be read."""
+    def damaged(self) -> list[BadFile]:
+        """Return what is wrong with manifests that cannot be read."""
         problems = []
         for path in self._manifests():
             try:
                 manifest.load(path)
             except BadFile as error:
-                problems.append(Problem(path.stem, path.name, error.message))
+                problems.append(error)
         return problems
 
     def find(self, name: ModelName) -> Installed | None:
@@ -124,6 +105,10 @@ class Store:
                 with contextlib.suppress(OSError):
                     return self.blob(file.sha256).read_text(errors="replace")
         return ""
+
+    def used(self) -> set[str]:
+        """Return the digests that any name refers to; raises BadFile for an unreadable manifest."""
+        return {file.sha256 for path in self._manifests() for file in manifest.load(path).files}
 
     # writing: under the lock
 
@@ -191,40 +176,6 @@ class Store:
             self._manifest_path(name).unlink()
             return self._drop_unused(model)
 
-    def verify(self, models: list[Installed]) -> Generator[Progress, None, list[Problem]]:
-        """Hash every file of these models again and compare; returns what is wrong."""
-        problems = []
-        seen: dict[str, str] = {}
-        for model in models:
-            for file in model.files:
-                if file.sha256 not in seen:
-                    seen[file.sha256] = yield from self._check(file, model.name)
-                if seen[file.sha256]:
-                    problems.append(Problem(model.name, file.name, seen[file.sha256]))
-        return problems
-
-    def garbage(self, *, partials: bool = False) -> list[Garbage]:
-        """Return what nothing refers to; downloads under way only with ``partials``."""
-        used = self._used()
-        kinds = [
-            ("blob", [p for p in _files(self.paths.blobs) if p.name[len("sha256-") :] not in used]),
-            ("temporary", [p for p in _files(self.paths.manifests) if p.suffix != ".json"]),
-            ("link", [p for p in self.paths.links.glob("*/*") if not p.exists()]),
-            ("partial", _files(self.paths.partials) if partials else []),
-        ]
-        return [Garbage(path, _size(path), kind) for kind, paths in kinds for path in paths]
-
-    def prune(self, *, partials: bool = False) -> list[Garbage]:
-        """Remove what ``garbage`` returns, less the downloads under way, and return it."""
-        with self.lock(), storing(self.paths.blobs):
-            found = self.garbage(partials=partials)
-            for item in found:
-                if item.kind == "partial":
-                    _discard(item.path)
-                else:
-                    item.path.unlink(missing_ok=True)
-            return [item for item in found if not item.path.is_symlink() and not item.path.exists()]
-
     def linked(self, model: Installed) -> tuple[Path, ...]:
         """Return the model's parts under names that llama.cpp's own tools accept.
 
@@ -249,7 +200,7 @@ class Store:
     # inside
 
     def _manifests(self) -> Iterator[Path]:
-        return (path for path in _files(self.paths.manifests) if path.suffix == ".json")
+        return (path for path in files_in(self.paths.manifests) if path.suffix == ".json")
 
     def _manifest_path(self, name: ModelName) -> Path:
         # Percent-encoding keeps every name in one flat folder, whatever it holds; a long address
@@ -266,30 +217,13 @@ class Store:
     def _write(self, model: Installed) -> None:
         write_atomic(self._manifest_path(_parsed(model.name)), manifest.dump(model))
 
-    def _used(self) -> set[str]:
-        """Digests that any name refers to; raises when a manifest cannot be read, to be safe."""
-        return {file.sha256 for path in self._manifests() for file in manifest.load(path).files}
-
     def _drop_unused(self, model: Installed) -> int:
-        used = self._used()
+        used = self.used()
         freed = 0
         for sha256 in {file.sha256 for file in model.files} - used:
-            freed += _size(self.blob(sha256))
+            freed += size_of(self.blob(sha256))
             self.blob(sha256).unlink(missing_ok=True)
         return freed
-
-    def _check(self, file: StoredFile, model: str) -> Generator[Progress, None, str]:
-        path = self.blob(file.sha256)
-        try:
-            size = path.stat().st_size
-            if size != file.size_bytes:
-                return f"has {size} bytes instead of {file.size_bytes}"
-            actual = yield from sha256_of(path, f"{model} ({file.name})")
-        except FileNotFoundError:
-            return "is missing"
-        except OSError as error:
-            return f"cannot be read: {error.strerror}"
-        return "" if actual == file.sha256 else "has another sha256: the data is damaged"
 
 
 def now() -> str:
@@ -303,16 +237,8 @@ def _parsed(name: str) -> ModelName:
     return parse(name)
 
 
-def _discard(path: Path) -> None:
-    """Remove a file from the partials, unless another process is working on that download."""
-    from localllama import download
-
-    with contextlib.suppress(StoreError):
-        download.discard(path.parent, path.name.partition(".")[0])
-        path.unlink(missing_ok=True)
-
-
-def _files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
+    """Return the files of a folder, sorted; none when it does not exist."""
     try:
         with os.scandir(folder) as entries:
             return sorted(Path(entry.path) for entry in entries if entry.is_file())
@@ -320,7 +246,8 @@ def _files(folder: Path) -> list[Path]:
         return []
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Return a file's bytes, 0 when it is not there."""
     try:
         return path.stat().st_size
     except OSError:
