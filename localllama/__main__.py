@@ -1,8 +1,6 @@
 """``python -m localllama`` is the ``localllama`` command."""
 
-import sys
-
-from localllama.cli.main import main
+from localllama.cli.main import console
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

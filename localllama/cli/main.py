@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -137,6 +138,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("LOCALLLAMA_DEBUG"):
             raise
         return output.bug(error)
+
+
+def console() -> NoReturn:
+    """The console script: run the command line and leave.
+
+    Without taking the interpreter apart: that is 15 of the 110 ms of ``localllama list``, and
+    nothing here waits for it (files are closed, locks released, workers ended by then).
+    """
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def exit_code(error: errors.LocalLlamaError) -> int:

@@ -15,7 +15,6 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -228,6 +227,8 @@ class Store:
 
 def now() -> str:
     """Return this moment as an ISO 8601 text in UTC."""
+    from datetime import UTC, datetime
+
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
