@@ -36,7 +36,7 @@ bench: dev
 	$(BIN)/python scripts/bench.py $(ARGS)
 
 accept: dev
-	$(BIN)/python -m pytest -m accept --timeout 3600 tests/accept $(ARGS)
+	$(BIN)/python -m pytest -m accept --timeout 3600 -rP $(ARGS)
 
 clean:
 	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -41,6 +41,8 @@ def translate(error: OSError, where: Path) -> StoreError:
             f"cannot write to {error.filename or where}: {error.strerror}",
             "set LOCALLLAMA_HOME to a folder you may write to",
         )
+    if error.errno == errno.ENOTDIR:
+        return StoreError(f"{error.filename or where} lies below something that is no folder")
     return StoreError(f"cannot use {error.filename or where}: {error.strerror or error}")
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from urllib.parse import urlsplit
 
@@ -149,6 +149,17 @@ def parse(text: str) -> ModelName:
     if text.lower().endswith(".gguf"):
         return ModelName(Source.LOCAL, text)
     return _own(text)
+
+
+def own(text: str) -> ModelName:
+    """Return ``text`` as a full name of one's own, with the tag ``latest`` where it has none.
+
+    Raises InvalidName for an address or a path.
+    """
+    name = parse(text)
+    if name.source is not Source.CATALOG:
+        raise InvalidName(f"{text!r} cannot be a name of your own", "choose one like my-model:v1")
+    return name if name.tag else replace(name, tag="latest")
 
 
 def split_parts(name: str) -> tuple[str, ...]:

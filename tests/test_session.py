@@ -81,7 +81,8 @@ def test_old_turns_are_dropped_whole_and_the_stream_says_so() -> None:
         assert not any(isinstance(e, Truncated) for e in say(session, "a b c d e f g h"))
     events = say(session, "a b c d e f g h")
     truncated = events[0]
-    # Three turns of 8 + 3 words, the system prompt's 2, and room for a reply of 8.
+    # Two turns of 8 + 3 words, the system prompt's 2, a message of 8 and room for a reply of 8 are
+    # 40: one too many. What stays is about half the context.
     assert truncated == Truncated(messages=2, tokens=11)
     assert [m.role for m in engine.sent[-1]] == ["system", "user", "assistant", "user"]
     assert len(session.messages) == 6  # the conversation itself loses nothing
@@ -104,6 +105,13 @@ def test_a_long_message_gets_a_short_reply_rather_than_none() -> None:
     session = Session(engine)
     say(session, "word " * 38)
     assert len(engine.sent) == 1
+
+
+def test_a_message_without_a_reply_is_not_kept() -> None:
+    session = Session(ScriptedEngine(100, words=0))
+    say(session, "hello")
+    say(session, "hello?")
+    assert session.messages == []
 
 
 def test_a_stopped_reply_is_kept() -> None:

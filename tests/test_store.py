@@ -117,11 +117,23 @@ def test_prune_removes_strays_and_keeps_partials_unless_asked(store: Store) -> N
 def test_prune_refuses_while_a_manifest_cannot_be_read(store: Store) -> None:
     model = add(store, "a:latest", b"x")
     (store.paths.manifests / "b%3Alatest.json").write_text("{")
-    assert [Path(error.path).name for error in store.damaged()] == ["b%3Alatest.json"]
+    assert [Path(error.path).name for error in store.scan()[1]] == ["b%3Alatest.json"]
     assert [m.name for m in store.models()] == ["a:latest"]
     with pytest.raises(BadFile, match="damaged"):
         check.prune(store)
     assert store.weights(model)[0].exists()
+
+
+def test_a_damaged_manifest_does_not_stop_the_others(store: Store) -> None:
+    add(store, "a:latest", b"x")
+    broken = store.paths.manifests / "b%3Alatest.json"
+    broken.write_text("{")
+    assert store.remove(parse("a:latest")) == 0  # what b uses is unknown, so nothing goes
+    add(store, "c:latest", b"y")
+    store.remove(parse("b:latest"))
+    assert not broken.exists()
+    assert {item.kind for item in check.prune(store)} == {"blob"}
+    assert [model.name for model in store.models()] == ["c:latest"]
 
 
 def test_a_manifest_of_a_newer_version_says_so(store: Store) -> None:
@@ -137,6 +149,8 @@ def test_split_models_are_linked_under_the_names_llama_cpp_expects(store: Store)
     links = store.linked(model)
     assert [link.name for link in links] == ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]
     assert [link.read_bytes() for link in links] == [b"one", b"two"]
+    newer = add(store, "big:latest", b"one", b"TWO")
+    assert [link.read_bytes() for link in store.linked(newer)] == [b"one", b"TWO"]
     store.remove(parse("big:latest"))
     assert {item.kind for item in check.prune(store)} == {"link"}
     assert not any(links[0].parent.iterdir())

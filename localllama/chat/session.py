@@ -60,8 +60,8 @@ class Session:
     def send(self, text: str, sampling: Sampling, *, think: bool | None = None) -> Iterator[Event]:
         """Say ``text`` and yield the events of the reply.
 
-        However the stream ends, what came of the reply is kept in ``messages``. A message that
-        alone is longer than the context raises ContextFull and is not kept.
+        However the stream ends, what came of the reply is kept in ``messages``. A message that got
+        none is not kept: templates refuse two messages of a user in a row.
         """
         self.messages.append(Message("user", text))
         reply: list[str] = []
@@ -70,12 +70,11 @@ class Session:
                 if isinstance(event, Text):
                     reply.append(event.text)
                 yield event
-        except ContextFull:
-            self.messages.pop()
-            raise
         finally:
             if reply:
                 self.messages.append(Message("assistant", "".join(reply)))
+            else:
+                self.messages.pop()
 
     def _stream(self, sampling: Sampling, think: bool | None) -> Iterator[Event]:
         context = self.engine.ready.context_length
@@ -95,8 +94,9 @@ class Session:
                     yield event
                 return
             except ContextFull as error:
-                needed = needed or error.needed_tokens - reserve
-                if self._drop_turn():
+                prompt_tokens = error.needed_tokens - reserve
+                needed = needed or prompt_tokens
+                if self._drop_turns(context / 2 / max(1, prompt_tokens)):
                     continue
                 if reserve <= 1:
                     self._first = before
@@ -107,10 +107,17 @@ class Session:
         system = (Message("system", self.system),) if self.system else ()
         return (*system, *self.messages[self._first :])
 
-    def _drop_turn(self) -> bool:
-        """Leave the oldest turn (up to the next user's message) out; False at the last one."""
-        for index in range(self._first + 1, len(self.messages)):
-            if self.messages[index].role == "user":
-                self._first = index
-                return True
-        return False
+    def _drop_turns(self, share: float) -> bool:
+        """Leave the oldest turns out until about ``share`` of the text is left; False for none.
+
+        Half a context at once: what is sent then begins with the same tokens for many turns, and
+        each of them costs its new tokens only.
+        """
+        before, sent = self._first, self.messages[self._first :]
+        left = share * sum(len(message.content) for message in sent)
+        starts = [i for i, m in enumerate(self.messages) if m.role == "user" and i > before]
+        for start in starts:
+            self._first = start
+            if sum(len(message.content) for message in self.messages[start:]) <= left:
+                break
+        return self._first > before

@@ -59,9 +59,9 @@ class App:
         name = names.parse(text)
         if name.source is not names.Source.CATALOG:
             return name
-        latest = name if name.tag else replace(name, tag="latest")
-        if self.store.find(latest) is not None:
-            return latest
+        full = names.own(text)
+        if self.store.find(full) is not None:
+            return full
         from localllama import pull
 
         return pull.canonical(name, self.catalog)

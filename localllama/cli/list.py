@@ -13,8 +13,8 @@ from localllama.cli.app import App, json_option
 @json_option
 def list_command(prefix: str, as_json: bool) -> None:
     """List installed models, newest first; PREFIX keeps the names that begin with it."""
-    store = App.start().store
-    models = [model for model in store.models() if model.name.lower().startswith(prefix.lower())]
+    found, damaged = App.start().store.scan()
+    models = [model for model in found if model.name.lower().startswith(prefix.lower())]
     if as_json:
         output.as_json({"models": [model.summary() for model in models]})
     else:
@@ -25,5 +25,5 @@ def list_command(prefix: str, as_json: bool) -> None:
                 for m in models
             ),
         )
-    for problem in store.damaged():
+    for problem in damaged:
         output.say(f"Warning: {problem.message}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -134,6 +136,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         output.say("interrupted")
         return INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF):
+            return output.bug(error)
+        output.say(f"Error: cannot write the output: {error.strerror}")
+        return 1
     except Exception as error:  # a bug: say so once, keep the traceback for the report
         if os.environ.get("LOCALLLAMA_DEBUG"):
             raise
@@ -146,7 +153,11 @@ def console() -> NoReturn:
     Without taking the interpreter apart: that is 15 of the 110 ms of ``localllama list``, and
     nothing here waits for it (files are closed, locks released, workers ended by then).
     """
-    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without Unicode still gets the rest
+            stream.reconfigure(errors="replace")
+    # Bytes that are no text cannot travel as such; a file of that name is out of reach.
+    code = main([argument.encode(errors="replace").decode() for argument in sys.argv[1:]])
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import click
 
 from localllama import names
 from localllama.cli import output
 from localllama.cli.app import App, complete_installed
-from localllama.errors import InvalidName
 
 
 @click.command("cp", epilog="\b\nExample:\n  localllama cp smollm2:135m my-assistant")
@@ -18,10 +15,7 @@ from localllama.errors import InvalidName
 def cp_command(source: str, target: str) -> None:
     """Give the model SOURCE the second name TARGET. No bytes are copied."""
     app = App.start()
-    name = names.parse(target)
-    if name.source is not names.Source.CATALOG:
-        raise InvalidName(f"{target!r} cannot be a name of your own", "choose one like my-model:v1")
-    name = name if name.tag else replace(name, tag="latest")
+    name = names.own(target)
     app.store.copy(app.name(source), name)
     output.say(f"copied '{source}' to '{name}'")
 

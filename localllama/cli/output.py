@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ import click
 
 from localllama.errors import LocalLlamaError
 
+# C0 and C1 but for tab and new line: escape sequences set titles, move the cursor, write files.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 INTERRUPTED = 130  # exit code after Ctrl-C
 _STEPS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
@@ -25,6 +28,11 @@ def result(text: str, *, newline: bool = True) -> None:
 def as_json(value: Any, *, pretty: bool = True) -> None:
     """Print a result for programs."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2 if pretty else None))
+
+
+def printable(text: str) -> str:
+    """Return text of a file or a model without what would command the terminal."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -67,7 +67,7 @@ def fetch(
     name = app.name(text)
     offer = pull.look(name, known=app.catalog, store=app.store, network=network, quant=quant)
     if target:
-        offer = replace(offer, name=_own_name(target))
+        offer = replace(offer, name=names.own(target))
     elif name.source is names.Source.LOCAL:
         offer = replace(offer, name=pull.local_name(name.repo))
     if not json_events:
@@ -80,13 +80,6 @@ def fetch(
     if not json_events:
         _conclude(model)
     return model
-
-
-def _own_name(text: str) -> names.ModelName:
-    name = names.parse(text)
-    if name.source is not names.Source.CATALOG:
-        raise UsageProblem(f"{text!r} cannot be a name of your own", "choose one like my-model:v1")
-    return name if name.tag else replace(name, tag="latest")
 
 
 def _rate(text: str) -> int:

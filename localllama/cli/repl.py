@@ -15,7 +15,7 @@ from localllama.cli import output, reply, run, show
 from localllama.cli.app import App
 from localllama.engine import sampling
 from localllama.errors import InvalidParameter, LocalLlamaError, WorkerDied
-from localllama.runner import Want
+from localllama.runner import Want, parameter_layers
 from localllama.store import Installed
 
 _HELP = """\
@@ -64,6 +64,7 @@ class Repl:
         self._form = form
         self._think: bool | None = None
         self._stack = ExitStack()
+        self._dead = False
         self._model: Installed
         self._session: Session
 
@@ -79,9 +80,6 @@ class Repl:
                             return 0
                     elif text.strip() and not self._say(text):
                         editor.stopped = True
-                except WorkerDied as error:
-                    output.fail(error)
-                    self._reopen()
                 except LocalLlamaError as error:
                     output.fail(error)
         return 0
@@ -91,21 +89,39 @@ class Repl:
         self._model = model
         self._session = run.begin(engine, model, system)
 
-    def _reopen(self) -> None:
-        """Load the same model again and go on with the same conversation."""
-        session = self._session
+    def _switch(self, model: Installed, want: Want) -> None:
+        """Load another model, or the same in another way; when that fails, go back."""
+        before, session = (self._model, self._want), self._session
+        self._stack.close()  # first: two models may not fit
+        self._want = want
+        try:
+            self._open(model)
+        except LocalLlamaError:
+            self._model, self._want = before
+            self._resume(session)
+            raise
+
+    def _resume(self, session: Session) -> None:
+        """Load the present model again and go on with a conversation."""
         self._stack.close()
         self._open(self._model, session.system)
         self._session.messages = session.messages
 
     def _say(self, text: str) -> bool:
         """Send a message and show the reply; False when the user stopped it."""
-        layers = [("chat", self._settings), *show.layers(self._app, self._model)]
+        layers = [("chat", self._settings), *parameter_layers(self._model, self._app.config)]
         chosen = run.constrain(sampling.resolve(layers).sampling, self._form)
+        if self._dead:  # the process that held the model is gone, not so the conversation
+            self._resume(self._session)
+            self._dead = False
         context = self._session.engine.ready.context_length
         events = self._session.send(text, chosen, think=self._think)
         screen = reply.Shown(context, wrap=self._wrap)
-        answer = reply.follow(events, screen, cancel=self._session.engine.cancel)
+        try:
+            answer = reply.follow(events, screen, cancel=self._session.engine.cancel)
+        except WorkerDied:
+            self._dead = True
+            raise
         output.say("")
         if note := reply.cut_note(answer.done, context):
             output.say(note)
@@ -168,15 +184,15 @@ class Repl:
             output.say(f"/set parameter NAME VALUE, where NAME is num_ctx or one of\n{known}")
             return
         if name == "num_ctx":
-            if not value.isdigit() or int(value) < 1:
+            if not value.isdecimal() or int(value) < 1:
                 raise InvalidParameter(f"num_ctx must be a number of tokens, not {value!r}")
-            self._want = replace(self._want, context_length=int(value))
-            self._reopen()
+            session = self._session
+            self._switch(self._model, replace(self._want, context_length=int(value)))
+            self._session.system, self._session.messages = session.system, session.messages
         else:
             parameter = sampling.lookup(name)
-            given: Any = shlex.split(value) if parameter.kind is str else _unquoted(value)
-            parameter.convert(given)
-            self._settings[parameter.name] = given
+            given = _words(value) if parameter.kind is str else _unquoted(value)
+            self._settings[parameter.name] = parameter.convert(given)
         output.say(f"{name} is {value}")
 
     def _show(self, part: str) -> None:
@@ -186,20 +202,23 @@ class Repl:
         if part == "system":
             output.result(self._session.system or "there is no system prompt")
         else:
-            output.result(show.describe(self._app, self._model, part or "info"))
+            text = show.describe(self._app, self._model, part or "info")
+            output.result(output.printable(text))
 
     def _load(self, text: str) -> None:
-        model = self._app.installed(text)
-        self._stack.close()
-        self._open(model)
-        output.say(f"{model.name} is loaded")
+        self._switch(self._app.installed(text), self._want)
+        output.say(f"{self._model.name} is loaded")
 
     def _save(self, text: str) -> None:
-        name = names.parse(text)
-        if name.source is not names.Source.CATALOG or not self._model.weights[0].sha256:
-            raise InvalidParameter(f"cannot save as {text!r}", "choose a name like my-chat:v1")
-        name = name if name.tag else replace(name, tag="latest")
-        parameters = {**self._model.parameters, **self._settings}
+        name = names.own(text)
+        if not self._model.weights[0].sha256:
+            raise InvalidParameter(
+                "a file outside the store cannot be saved under a name",
+                f"take it in first: localllama pull {self._model.name}",
+            )
+        replaced = {name for key in self._settings for name in sampling.lookup(key).spellings}
+        kept = {k: v for k, v in self._model.parameters.items() if k not in replaced}
+        parameters = {**kept, **self._settings}
         if self._want.context_length:
             parameters["num_ctx"] = self._want.context_length
         self._app.store.save(
@@ -208,6 +227,7 @@ class Repl:
                 name=str(name),
                 system=self._session.system,
                 parameters=parameters,
+                saved=True,
                 messages=tuple(
                     {"role": m.role, "content": m.content} for m in self._session.messages
                 ),
@@ -293,6 +313,14 @@ def _placeholder(lines: list[str]) -> Any:
 
     text = 'end with """' if lines else "Send a message (/? for help)"
     return HTML(f"<ansibrightblack>{text}</ansibrightblack>")
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of ``text``; quotes hold several together."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InvalidParameter(f"{text!r}: {error}", "close the quote") from error
 
 
 def _unquoted(text: str) -> str:

@@ -61,7 +61,8 @@ class Shown:
             )
         elif isinstance(event, Text):
             self._line("")
-            text = self._wrap.feed(event.text) if self._wrap else event.text
+            text = output.printable(event.text)
+            text = self._wrap.feed(text) if self._wrap else text
             sys.stdout.write(text)
             sys.stdout.flush()
 

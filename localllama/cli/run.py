@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,7 +19,7 @@ from localllama.engine import grammar, sampling
 from localllama.engine.api import Message, Sampling
 from localllama.engine.client import Engine
 from localllama.errors import InvalidParameter
-from localllama.runner import Runner, Want
+from localllama.runner import Runner, Want, parameter_layers
 from localllama.store import Installed
 
 _EXAMPLES = """\b
@@ -43,6 +44,7 @@ Examples:
 @click.option("--ctx", type=click.IntRange(min=1), help="Context length, in tokens.")
 @click.option("--gpu-layers", type=int, default=-1, help="Layers on the GPU; default all.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default physical cores.")
+@click.option("--template", default="", help="Chat template: a built-in one, or a Jinja file.")
 @click.option("--verbose", is_flag=True, help="Print the timings of each reply.")
 @click.option("--nowordwrap", is_flag=True, help="Leave the breaking of lines to the terminal.")
 @yes_option
@@ -56,6 +58,7 @@ def run_command(
     ctx: int | None,
     gpu_layers: int,
     threads: int | None,
+    template: str,
     verbose: bool,
     nowordwrap: bool,
     yes: bool,
@@ -73,13 +76,13 @@ def run_command(
     if text is not None and not text:
         raise InvalidParameter("there is nothing to reply to", "give a prompt or pipe a text in")
     installed = _locate(app, model or app.config.run.model, yes=yes)
-    want = Want(ctx or 0, gpu_layers, threads or 0, force=yes)
+    want = Want(ctx or 0, gpu_layers, threads or 0, _template(template), force=yes)
     if text is None:
         from localllama.cli.repl import Repl
 
         repl = Repl(app, want, settings, verbose=verbose, wrap=not nowordwrap, form=form)
         return repl.talk(installed, system)
-    resolved = sampling.resolve([("request", settings), *show.layers(app, installed)])
+    resolved = sampling.resolve([("request", settings), *parameter_layers(installed, app.config)])
     with opened(app, installed, want) as engine:
         session = begin(engine, installed, system)
         answer = _once(session, text, constrain(resolved.sampling, form), quiet=as_json)
@@ -123,6 +126,21 @@ def begin(engine: Engine, model: Installed, system: str | None) -> Session:
 def constrain(chosen: Sampling, form: str | None) -> Sampling:
     """Return the sampling parameters with the grammar of ``form`` (``json`` or none)."""
     return chosen if form is None else msgspec.structs.replace(chosen, grammar=grammar.JSON)
+
+
+def _template(text: str) -> str:
+    """Return the name of a built-in template, or the Jinja source in a file."""
+    from localllama.engine.templates import BUILTIN_NAMES
+
+    if not text or text in BUILTIN_NAMES:
+        return text
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InvalidParameter(
+            f"cannot read the template {text!r}: {error}",
+            f"built in are {', '.join(BUILTIN_NAMES)}",
+        ) from error
 
 
 def _question(prompt: tuple[str, ...]) -> str | None:

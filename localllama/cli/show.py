@@ -14,6 +14,7 @@ from localllama.cli import output
 from localllama.cli.app import App, complete_installed, json_option
 from localllama.engine import sampling
 from localllama.errors import UsageProblem
+from localllama.runner import parameter_layers
 from localllama.store import Installed
 
 
@@ -32,14 +33,14 @@ def show_command(model: str, part: str | None, verbose: bool, as_json: bool) -> 
     found = find(app, model)
     if part:
         text = describe(app, found, part)
-        output.as_json({part: text}) if as_json else output.result(text)
+        output.as_json({part: text}) if as_json else output.result(output.printable(text))
     elif as_json:
         output.as_json(_facts(app, found, verbose=verbose))
     else:
-        output.result(describe(app, found, "info"))
+        output.result(output.printable(describe(app, found, "info")))
         if verbose:
             for line in _everything(app, found):
-                output.result(line)
+                output.result(output.printable(line))
 
 
 def find(app: App, text: str) -> Installed:
@@ -69,16 +70,6 @@ def describe(app: App, model: Installed, part: str) -> str:
     raise UsageProblem(
         f"there is no {part!r} to show", "info, license, modelfile, parameters, system or template"
     )
-
-
-def layers(app: App, model: Installed) -> list[tuple[str, dict[str, object]]]:
-    """Return the parameter layers below a chat's own, the most important first."""
-    return [
-        ("model", sampling.known(model.parameters)),
-        ("GGUF", sampling.known(model.info.get("sampling") or {})),
-        ("catalog", sampling.known(model.catalog_parameters)),
-        ("config", dict(app.config.parameters)),
-    ]
 
 
 def licence(app: App, model: Installed) -> str:
@@ -112,7 +103,7 @@ def _info(app: App, model: Installed) -> Iterator[str]:
     if not model.weights[0].sha256:
         origin = [row for row in origin if row[0] not in ("checked", "modified")]
     yield from _section("Origin", origin)
-    resolved = sampling.resolve(layers(app, model))
+    resolved = sampling.resolve(parameter_layers(model, app.config))
     rows = [
         (name, f"{getattr(resolved.sampling, name)}    ({layer})")
         for name, layer in resolved.origins.items()
@@ -134,7 +125,7 @@ def _section(title: str, rows: list[tuple[str, Any]]) -> Iterator[str]:
 
 
 def _parameters(app: App, model: Installed) -> Iterator[str]:
-    resolved = sampling.resolve(layers(app, model))
+    resolved = sampling.resolve(parameter_layers(model, app.config))
     width = max(len(name) for name in resolved.origins)
     for name, origin in resolved.origins.items():
         value = getattr(resolved.sampling, name)
@@ -157,7 +148,7 @@ def _modelfile(app: App, model: Installed) -> Iterator[str]:
         for item in value if isinstance(value, list) else [value]:
             yield f"PARAMETER {name} {json.dumps(item, ensure_ascii=False)}"
     for message in model.messages:
-        yield f"MESSAGE {message['role']} {message['content']}"
+        yield f'MESSAGE {message["role"]} """{message["content"]}"""'
     if text := licence(app, model):
         yield f'LICENSE """{text}"""'
 

@@ -23,18 +23,28 @@ if TYPE_CHECKING:
 @json_option
 def outdated_command(as_json: bool) -> None:
     """Ask each model's source whether it has changed. Downloads nothing."""
+    from localllama import pull
+
     app = App.start()
     rows = []
+    troubles: list[LocalLlamaError] = []
     for model in app.store.models():
-        offer, trouble = _offer(app, model)
-        status = _status(model, offer, trouble)
-        rows.append({"name": model.name, "status": status, "detail": trouble})
+        status, detail = "local", ""
+        try:
+            if offer := _look(app, model):
+                status = "outdated" if pull.changed(model, offer) else "current"
+        except LocalLlamaError as error:
+            status, detail = "unknown", error.message
+            troubles.append(error)
+        rows.append({"name": model.name, "status": status, "detail": detail})
     if as_json:
         output.as_json({"models": rows})
     else:
         output.table(
             ("NAME", "STATUS", "DETAIL"), ((r["name"], r["status"], r["detail"]) for r in rows)
         )
+    if troubles and len(troubles) == len(rows):
+        raise troubles[0]
 
 
 @click.command("update", epilog="\b\nExample:\n  localllama update --all")
@@ -44,8 +54,6 @@ def outdated_command(as_json: bool) -> None:
 @offline_option
 def update_command(models: tuple[str, ...], every: bool, yes: bool) -> None:
     """Fetch the new version of MODELS whose source has changed."""
-    from localllama import pull
-
     app = App.start()
     if not models and not every:
         raise UsageProblem("which model?", "name some, or say --all")
@@ -53,24 +61,29 @@ def update_command(models: tuple[str, ...], every: bool, yes: bool) -> None:
     first: LocalLlamaError | None = None
     for model in chosen:
         try:
-            offer = _look(app, model)
+            output.say(f"{model.name}: {_update(app, model, yes=yes)}")
         except LocalLlamaError as error:
             # One unreachable source must not keep the others from being updated.
             output.say(f"{model.name}: {error.message}")
             first = first or error
-            continue
-        if offer is None:
-            output.say(f"{model.name}: has no source to ask")
-        elif not pull.changed(model, offer):
-            output.say(f"{model.name}: up to date")
-        else:
-            trouble = pull.judge(offer, app.paths)
-            if trouble and not output.confirm(f"{trouble.message}. Go on?", yes=yes, default=False):
-                raise trouble
-            follow(pull.pull(offer, store=app.store, network=app.network()))
-            output.say(f"{model.name}: updated")
     if first is not None:
         raise first
+
+
+def _update(app: App, model: Installed, *, yes: bool) -> str:
+    """Fetch the new version of a model, if there is one, and say what was done."""
+    from localllama import pull
+
+    offer = _look(app, model)
+    if offer is None:
+        return "has no source to ask"
+    if not pull.changed(model, offer):
+        return "up to date"
+    trouble = pull.judge(offer, app.paths)
+    if trouble and not output.confirm(f"{trouble.message}. Go on?", yes=yes, default=False):
+        raise trouble
+    follow(pull.pull(offer, store=app.store, network=app.network(), keep=model))
+    return "updated"
 
 
 def _look(app: App, model: Installed) -> Offer | None:
@@ -84,20 +97,3 @@ def _look(app: App, model: Installed) -> Offer | None:
         name, known=app.catalog, store=app.store, network=app.network(), quant=model.quant
     )
     return replace(offer, name=names.parse(model.name))
-
-
-def _offer(app: App, model: Installed) -> tuple[Offer | None, str]:
-    try:
-        return _look(app, model), ""
-    except LocalLlamaError as error:
-        return None, error.message
-
-
-def _status(model: Installed, offer: Offer | None, trouble: str) -> str:
-    from localllama import pull
-
-    if trouble:
-        return "unknown"
-    if offer is None:
-        return "local"
-    return "outdated" if pull.changed(model, offer) else "current"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from localllama.cli import output
@@ -17,10 +19,11 @@ from localllama.store import check
 def verify_command(models: tuple[str, ...], as_json: bool) -> None:
     """Hash the data of MODELS (default: all) again and compare it with the manifests."""
     app = App.start()
-    chosen = [app.installed(model) for model in models] or app.store.models()
+    chosen, damaged = app.store.scan()
+    if models:
+        chosen, damaged = [app.installed(model) for model in models], []
     problems = follow(check.verify(app.store, chosen))
-    if not models:
-        problems += [check.Problem("", e.path, e.message) for e in app.store.damaged()]
+    problems += [check.Problem(Path(e.path).stem, e.path, e.message) for e in damaged]
     bad = {problem.model for problem in problems}
     if as_json:
         output.as_json(
@@ -35,7 +38,7 @@ def verify_command(models: tuple[str, ...], as_json: bool) -> None:
         for model in chosen:
             output.result(f"{model.name}: {'damaged' if model.name in bad else 'ok'}")
         for problem in problems:
-            output.say(f"{problem.model}: {problem.file} {problem.message}".removeprefix(": "))
+            output.say(f"{problem.model}: {problem.file} {problem.message}")
     if problems:
         raise BadFile(
             f"{len(problems)} file{'s are' if len(problems) > 1 else ' is'} damaged",

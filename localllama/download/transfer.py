@@ -80,7 +80,7 @@ def fetch(
     with storing(partials):
         partials.mkdir(parents=True, exist_ok=True)
     lock = lock_of(partials, key)
-    yield from _acquire(lock, partials, key, remote.name)
+    yield from acquire(lock, partials, key, remote.name)
     try:
         ready = yield from _ready(remote, partials / f"{key}.done", have)
         if ready is None:
@@ -93,9 +93,8 @@ def fetch(
         lock.release()
 
 
-def _acquire(
-    lock: FileLock, partials: Path, key: str, name: str
-) -> Generator[Progress, None, None]:
+def acquire(lock: FileLock, partials: Path, key: str, name: str) -> Generator[Progress, None, None]:
+    """Wait for ``lock``, showing how far the process that holds it has come with ``key``."""
     done, note, patience = 0, f"another localllama is downloading {name}; waiting for it", 0.0
     with storing(partials):
         while True:

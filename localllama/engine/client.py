@@ -36,6 +36,7 @@ from localllama.engine.api import (
     Text,
 )
 from localllama.errors import ContextFull, EngineError, LocalLlamaError, WorkerDied
+from localllama.files import storing
 
 _EXIT_SECONDS = 10.0  # a worker that hung up ends at once; after this it is killed
 _KEPT_LOGS = 10
@@ -222,9 +223,10 @@ class Engine:
 
 
 def _spawn(theirs: socket.socket, log_dir: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    log_dir.mkdir(parents=True, exist_ok=True)
-    _drop_old_logs(log_dir)
-    log, name = tempfile.mkstemp(prefix="worker-", suffix=".log", dir=log_dir)  # mode 0600
+    with storing(log_dir):
+        log_dir.mkdir(parents=True, exist_ok=True)
+        _drop_old_logs(log_dir)
+        log, name = tempfile.mkstemp(prefix="worker-", suffix=".log", dir=log_dir)  # mode 0600
     environment = {
         **os.environ,
         # The modules this process would import; -P: not those in the current folder by chance.

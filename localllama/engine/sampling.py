@@ -37,6 +37,11 @@ class Parameter:
     aliases: tuple[str, ...] = ()
 
     @property
+    def spellings(self) -> tuple[str, ...]:
+        """Its name and its aliases."""
+        return (self.name, *self.aliases)
+
+    @property
     def range(self) -> str:
         """The accepted values, in words."""
         if self.kind is str:
@@ -167,7 +172,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         ("num_predict", "n_predict"),
     ),
 )
-_BY_SPELLING = {name: p for p in PARAMETERS for name in (p.name, *p.aliases)}
+_BY_SPELLING = {name: p for p in PARAMETERS for name in p.spellings}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +222,11 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, object]]]) -> Resolved:
     origins = {parameter.name: DEFAULT for parameter in PARAMETERS}
     for label, layer in layers:
         for spelling, value in layer.items():
-            parameter = lookup(spelling)
-            if value is not None and parameter.name not in values:
-                values[parameter.name] = parameter.convert(value)
-                origins[parameter.name] = label
+            try:
+                parameter = lookup(spelling)
+                if value is not None and parameter.name not in values:
+                    values[parameter.name] = parameter.convert(value)
+                    origins[parameter.name] = label
+            except InvalidParameter as error:
+                raise InvalidParameter(f"{label}: {error.message}", error.hint) from error
     return Resolved(msgspec.convert(values, Sampling), origins)

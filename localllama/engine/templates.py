@@ -26,7 +26,7 @@ BUILTIN_NAMES = ("alpaca", "chatml", "llama2", "llama3", "mistral", "plain")
 
 _TIME_LIMIT_SECONDS = 2.0
 _SOURCE_CHARS = 128 * 1024  # four times the longest in llama.cpp's collection
-_HINT = f"give the model another chat template; built in are {', '.join(BUILTIN_NAMES)}"
+_HINT = f"give the model another one: run --template FILE, or {', '.join(BUILTIN_NAMES)}"
 # Go's actions start where Jinja's grammar has no expression: a dot, a dollar or a keyword.
 _GO_ACTION = re.compile(r"\{\{-?\s*(?:[.$]|(?:if|range|with|end|else|template|define)\b)")
 _GO_PROMPT_ONLY = re.compile(r"\s*\{\{-?\s*\.Prompt\s*-?\}\}\s*")

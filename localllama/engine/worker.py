@@ -42,11 +42,11 @@ from localllama.engine.text import TextStream
 from localllama.errors import ContextFull, InvalidParameter, LocalLlamaError
 from localllama.native.llama import Library, Sampler, Vocab
 
-# Beyond what any rope scaling is used for; llama.cpp spends minutes and all memory on 2**30.
 # Every message wakes the front end, which takes a core from the decoding threads: on 2 cores 2 % of
 # the rate at 100 tokens/s. Text that is gathered this long still looks fluent.
 _REST_SECONDS = 0.02
 _TURN_BORDER = re.compile(r"<\|.+\|>|<(start|end)_of_turn>|\[/?[A-Z_]+\]")
+# Beyond what any rope scaling is used for; llama.cpp spends minutes and all memory on 2**30.
 _LONGEST_CONTEXT_FACTOR = 32
 
 

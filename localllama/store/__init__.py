@@ -42,21 +42,20 @@ class Store:
 
     def models(self) -> list[Installed]:
         """Return the installed models, newest first; damaged manifests are left out."""
-        models: list[Installed] = []
-        for path in self._manifests():
-            with contextlib.suppress(BadFile, FileNotFoundError):
-                models.append(manifest.load(path))
-        return sorted(models, key=lambda model: model.modified_at, reverse=True)
+        return self.scan()[0]
 
-    def damaged(self) -> list[BadFile]:
-        """Return what is wrong with manifests that cannot be read."""
-        problems = []
+    def scan(self) -> tuple[list[Installed], list[BadFile]]:
+        """Return the installed models, newest first, and what is wrong with other manifests."""
+        models: list[Installed] = []
+        damaged: list[BadFile] = []
         for path in self._manifests():
             try:
-                manifest.load(path)
+                models.append(manifest.load(path))
             except BadFile as error:
-                problems.append(error)
-        return problems
+                damaged.append(error)
+            except FileNotFoundError:  # removed just now
+                continue
+        return sorted(models, key=lambda model: model.modified_at, reverse=True), damaged
 
     def find(self, name: ModelName) -> Installed | None:
         """Return the model of exactly this name, or None; raises BadFile for a damaged manifest."""
@@ -98,12 +97,13 @@ class Store:
         return paths
 
     def text(self, model: Installed, role: str) -> str:
-        """Return the text of the model's file with this role, empty when it has none."""
+        """Return the text of the model's files with this role, empty when it has none."""
+        texts = []
         for file in model.files:
             if file.role == role:
                 with contextlib.suppress(OSError):
-                    return self.blob(file.sha256).read_text(errors="replace")
-        return ""
+                    texts.append(self.blob(file.sha256).read_text(errors="replace"))
+        return "\n\n".join(texts)
 
     def used(self) -> set[str]:
         """Return the digests that any name refers to; raises BadFile for an unreadable manifest."""
@@ -137,6 +137,7 @@ class Store:
         with self.lock(), storing(self.paths.blobs):
             self.paths.blobs.mkdir(parents=True, exist_ok=True)
             for sha256, path in arrived.items():
+                # Of two names that share a file, the other one may have been quicker.
                 if self.has(sha256):
                     path.unlink(missing_ok=True)
                 else:
@@ -148,20 +149,14 @@ class Store:
                         f"{file.name} vanished from the store while {model.name} was installed",
                         "pull it again",
                     )
-            previous = self.find(_parsed(model.name))
-            self._write(model)
-            if previous is not None:
-                self._drop_unused(previous)
+            self._replace(model)
         return model
 
     def copy(self, source: ModelName, target: ModelName) -> Installed:
         """Give a model a second name; no bytes are copied."""
         with self.lock(), storing(self.paths.manifests):
             model = replace(self.get(source), name=str(target), modified_at=now())
-            previous = self.find(target)
-            self._write(model)
-            if previous is not None:
-                self._drop_unused(previous)
+            self._replace(model)
             return model
 
     def save(self, model: Installed) -> Installed:
@@ -171,7 +166,10 @@ class Store:
     def remove(self, name: ModelName) -> int:
         """Remove a name, and its blobs that no other name uses; returns the bytes freed."""
         with self.lock(), storing(self.paths.manifests):
-            model = self.get(name)
+            try:
+                model: Installed | None = self.get(name)
+            except BadFile:
+                model = None  # a damaged manifest can be removed as well
             self._manifest_path(name).unlink()
             return self._drop_unused(model)
 
@@ -190,7 +188,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             for file, blob in zip(model.weights, weights, strict=True):
                 link = folder / Path(file.name).name
-                if not link.exists():
+                if not link.is_symlink() or link.readlink() != blob:
                     link.unlink(missing_ok=True)
                     link.symlink_to(blob)
                 links.append(link)
@@ -213,11 +211,22 @@ class Store:
             encoded = f"{encoded[:120]}~{hashlib.sha256(name.key.encode()).hexdigest()[:32]}"
         return self.paths.manifests / f"{encoded}.json"
 
-    def _write(self, model: Installed) -> None:
-        write_atomic(self._manifest_path(_parsed(model.name)), manifest.dump(model))
+    def _replace(self, model: Installed) -> None:
+        """Write a manifest and let go of what only its predecessor used."""
+        path = self._manifest_path(_parsed(model.name))
+        previous: Installed | None = None
+        with contextlib.suppress(FileNotFoundError, BadFile):
+            previous = manifest.load(path)
+        write_atomic(path, manifest.dump(model))
+        self._drop_unused(previous)
 
-    def _drop_unused(self, model: Installed) -> int:
-        used = self.used()
+    def _drop_unused(self, model: Installed | None) -> int:
+        try:
+            used = self.used()
+        except BadFile:
+            return 0  # what that manifest refers to is unknown: nothing goes
+        if model is None:
+            return 0
         freed = 0
         for sha256 in {file.sha256 for file in model.files} - used:
             freed += size_of(self.blob(sha256))
@@ -243,7 +252,7 @@ def files_in(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             return sorted(Path(entry.path) for entry in entries if entry.is_file())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

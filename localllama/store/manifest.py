@@ -32,9 +32,10 @@ class Installed:
     """A model under one name.
 
     ``source`` is the address it came from, ``requested`` the name and ``quant`` the choice that
-    lead there (for ``update``). ``digest`` identifies the content. ``info`` holds the scalars of
-    the GGUF header, ``parameters`` what is set for this model, ``catalog_parameters`` and
-    ``fallback_template`` what the catalog says.
+    lead there (for ``update``); ``saved`` says that the settings are the user's own, from /save.
+    ``digest`` identifies the content. ``info`` holds the scalars of the GGUF header,
+    ``parameters`` what is set for this model, ``catalog_parameters`` and ``fallback_template``
+    what the catalog says.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Installed:
     parameters: dict[str, Any] = field(default_factory=dict)
     catalog_parameters: dict[str, Any] = field(default_factory=dict)
     messages: tuple[dict[str, str], ...] = ()
+    saved: bool = False
     digest: str = ""
     modified_at: str = ""
 
