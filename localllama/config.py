@@ -64,6 +64,7 @@ _ENVIRONMENT = {
 # key in the file -> field, where the file says it the way a person would
 _ALIASES = {"limit_rate": "limit_rate_bytes", "ctx": "context_length"}
 _FLAGS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False}
+_KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _FLAGS |= {"no": False, "off": False, "": False}
 
 
@@ -157,4 +158,4 @@ def _convert(value: Any, kind: type, where: str) -> Any:
             return float(value)
     except (KeyError, ValueError):
         pass
-    raise InvalidConfig(f"{where}: {value!r} is not a {kind.__name__}")
+    raise InvalidConfig(f"{where}: {value!r} is not {_KINDS[kind]}")

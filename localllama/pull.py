@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -102,7 +103,8 @@ def judge(offer: Offer, paths: Paths) -> DoesNotFit | None:
     needed = offer.missing_bytes * (2 if offer.ref.source is Source.PACKAGE else 1)
     if offer.missing_bytes and needed + _DISK_RESERVE_BYTES > free:
         return NotEnoughDisk(
-            f"{offer.name} needs {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free",
+            f"{offer.name} needs {_amount(needed)} of disk, {_amount(_DISK_RESERVE_BYTES)} should "
+            f"stay free, and there are {_amount(free)}",
             "free some space: localllama prune, localllama rm NAME",
             needed_bytes=needed,
             available_bytes=free,
@@ -112,14 +114,18 @@ def judge(offer: Offer, paths: Paths) -> DoesNotFit | None:
     available = hardware.probe().memory_bytes
     if memory > available:
         return DoesNotFit(
-            f"{offer.name} needs about {memory / 1e9:.1f} GB of memory to run and "
-            f"{available / 1e9:.1f} GB are available",
+            f"{offer.name} needs about {_amount(memory)} of memory to run and "
+            f"{_amount(available)} are available",
             "close other programs or choose a smaller quantization (--quant); --yes pulls it all "
             "the same",
             needed_bytes=memory,
             available_bytes=available,
         )
     return None
+
+
+def _amount(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.0f} MB"
 
 
 def pull(
@@ -237,10 +243,13 @@ class _Intake:
     def bring(self, remote: RemoteFile) -> Generator[Progress, None, StoredFile]:
         """Make one file available, verified, in the store or in ``arrived``."""
         promised = _final_digest(self._ref, remote)
-        if (here := self._here(remote)) is None:
-            sha256, size = yield from self._get(remote)
-        else:
-            sha256, size = here
+        if (here := self._here(remote)) is not None:
+            # What lies here is looked at again, so that a pull also mends a damaged disk.
+            blob = self._store.blob(here[0])
+            if (yield from sha256_of(blob, remote.name)) != here[0]:
+                blob.unlink(missing_ok=True)
+                here = None
+        sha256, size = here or (yield from self._get(remote))
         if promised and sha256 != promised:
             if wrong := self.arrived.pop(sha256, None):
                 wrong.unlink(missing_ok=True)
@@ -419,7 +428,7 @@ def _with_quant(ref: Ref, name: ModelName, quant: str) -> Ref:
 
 def local_name(path: str) -> ModelName:
     """Return the name under which a file of this machine is installed: its stem."""
-    stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(path).stem).strip("._-")
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem).strip("._-")
     return parse(f"{stem[:90].lower() or 'model'}:latest")
 
 

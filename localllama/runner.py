@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,9 +31,9 @@ def parameter_layers(model: Installed, config: Config) -> list[tuple[str, dict[s
     """Return the sampling parameters below a chat's own, the most important layer first."""
     return [
         ("model", sampling.known(model.parameters)),
+        ("config.toml", dict(config.parameters)),
         ("GGUF", sampling.known(model.info.get("sampling") or {})),
         ("catalog", sampling.known(model.catalog_parameters)),
-        ("config.toml", dict(config.parameters)),
     ]
 
 
@@ -70,7 +71,8 @@ class Runner:
             template=want.template or model.template,
             fallback_template=model.fallback_template,
             gpu_layers=want.gpu_layers,
-            threads=want.threads or self.config.run.threads,
+            # More threads than the machine runs at once wait for each other at every step.
+            threads=min(want.threads or self.config.run.threads, os.cpu_count() or 1),
         )
         return Engine.start(
             options,

@@ -99,6 +99,7 @@ def test_damage_is_found_with_exit_code_5(home: Path) -> None:
         (("pull", "llama\x1b[2J"), 2, "control or invisible character"),
         (("pull", "con"), 2, "Windows"),
         (("show", "lama2"), 3, "not installed"),
+        (("show", "llama3.2:1b"), 3, "localllama pull llama3.2:1b"),
         (("run", "lama2", "hi"), 3, "llama2"),
         (("rm", "nothing"), 3, "not installed"),
         (("cp", "nothing", "x"), 3, "not installed"),

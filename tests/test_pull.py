@@ -168,6 +168,17 @@ def test_update_keeps_what_the_user_saved(
     assert after.files != before.files
 
 
+def test_a_pull_mends_a_damaged_blob(hub: Hub, env: dict[str, str], tiny: Path) -> None:
+    hub.add_repo(REPO, {FILE: tiny})
+    assert cli.run("pull", NAME, env=env).returncode == 0
+    store = Store(paths.locate(env["LOCALLLAMA_HOME"]))
+    (blob,) = store.weights(store.models()[0])
+    blob.write_bytes(b"GGUF" + bytes(tiny.stat().st_size - 4))
+    assert cli.run("verify", env=env).returncode == 5
+    assert cli.run("pull", NAME, env=env).returncode == 0
+    assert blob.read_bytes() == tiny.read_bytes()
+
+
 FAULTS = [
     ("status", {"status": 401}, 4, "login"),
     ("status", {"status": 403}, 4, ""),

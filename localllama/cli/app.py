@@ -12,9 +12,12 @@ import click
 
 from localllama import config as settings
 from localllama import paths
+from localllama.errors import ModelNotFound
 from localllama.store import Installed, Store
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from localllama.catalog import Catalog
     from localllama.names import ModelName
 
@@ -68,7 +71,15 @@ class App:
 
     def installed(self, text: str) -> Installed:
         """Return the installed model called ``text``; raises ModelNotFound with near misses."""
-        return self.store.get(self.name(text))
+        from localllama import names
+
+        name = self.name(text)
+        try:
+            return self.store.get(name)
+        except ModelNotFound as error:
+            if str(name) in self.catalog.names() or name.source is not names.Source.CATALOG:
+                error.hint = f"get it: localllama pull {name}"
+            raise
 
 
 def offline(yes: bool) -> None:
@@ -77,17 +88,30 @@ def offline(yes: bool) -> None:
         os.environ["LOCALLLAMA_OFFLINE"] = "1"
 
 
-def complete_installed(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def complete_installed(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
     """Complete the names of installed models."""
-    found = [model.name for model in App.start().store.models()]
-    return [name for name in found if name.startswith(incomplete.lower())]
+    return _complete([model.name for model in App.start().store.models()], incomplete)
 
 
-def complete_known(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Complete the names of installed models and those of the catalog."""
+def complete_known(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete the names of installed models, those of the catalog, and files."""
+    if incomplete.startswith((".", "/", "~")):
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
     app = App.start()
     found = {model.name for model in app.store.models()} | set(app.catalog.names())
-    return sorted(name for name in found if name.startswith(incomplete.lower()))
+    return _complete(sorted(found), incomplete)
+
+
+def _complete(names: list[str], incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(name) for name in names if name.startswith(incomplete.lower())]
 
 
 def json_option(command: F) -> F:

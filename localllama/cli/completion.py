@@ -16,4 +16,7 @@ def completion_command(shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind is not None  # click knows the three shells above
+    if shell == "bash":
+        # bash takes ':' for a border of words, and model names are full of it.
+        output.result("COMP_WORDBREAKS=${COMP_WORDBREAKS//:}")
     output.result(kind(cli, {}, "localllama", "_LOCALLLAMA_COMPLETE").source())

@@ -8,6 +8,7 @@ import click
 
 from localllama.cli import output
 from localllama.cli.app import App, offline_option
+from localllama.files import storing
 
 
 @click.command("login", epilog="\b\nExample:\n  localllama login < token.txt")
@@ -36,5 +37,7 @@ def logout_command() -> None:
     """Forget the token that ``login`` saved."""
     app = App.start()
     known = app.paths.token_file.exists()
-    app.paths.token_file.unlink(missing_ok=True)
+    if known:
+        with storing(app.paths.token_file):
+            app.paths.token_file.unlink()
     output.say("logged out" if known else "there was no saved token")

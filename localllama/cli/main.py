@@ -159,7 +159,7 @@ def console() -> NoReturn:
     # Bytes that are no text cannot travel as such; a file of that name is out of reach.
     code = main([argument.encode(errors="replace").decode() for argument in sys.argv[1:]])
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, AttributeError):  # None: closed by the shell (>&-)
             stream.flush()
     os._exit(code)
 

@@ -12,7 +12,7 @@ from localllama.cli import output
 from localllama.cli.app import App, complete_known, json_option, offline_option, yes_option
 from localllama.cli.progress import follow
 from localllama.config import Network, parse_size
-from localllama.errors import InvalidParameter, UsageProblem
+from localllama.errors import InvalidParameter, LocalLlamaError, UsageProblem
 from localllama.store import Installed
 
 if TYPE_CHECKING:
@@ -46,7 +46,15 @@ def pull_command(
     if target and len(models) > 1:
         raise UsageProblem("--as names one model", "pull them one by one")
     for text in models:
-        model = fetch(app, text, network, quant=quant, target=target, yes=yes, json_events=as_json)
+        try:
+            model = fetch(
+                app, text, network, quant=quant, target=target, yes=yes, json_events=as_json
+            )
+        except LocalLlamaError as error:
+            if as_json:
+                facts = {"code": error.code, "message": error.message, "hint": error.hint}
+                output.as_json({"event": "error", **facts}, pretty=False)
+            raise
         if as_json:
             output.as_json({"event": "done", "model": model.summary()}, pretty=False)
 

@@ -75,7 +75,7 @@ class Repl:
             editor = _Editor(self._app)
             while (text := editor.read()) is not None:
                 try:
-                    if text.startswith("/"):
+                    if text.strip().startswith("/"):
                         if not self._command(text, editor):
                             return 0
                     elif text.strip() and not self._say(text):
@@ -175,7 +175,10 @@ class Repl:
         elif switch in ("think", "nothink"):
             self._think = switch == "think"
         else:
-            raise InvalidParameter(f"/set {text}: unknown", "/set " + " | ".join(_SWITCHES))
+            what = f"there is no /set {text}" if text else "what is to be set?"
+            raise InvalidParameter(what, "/set " + " | ".join(_SWITCHES))
+        if switch not in ("parameter", "system"):
+            output.say(f"set {text}")
 
     def _parameter(self, text: str) -> None:
         name, _, value = text.partition(" ")
@@ -196,20 +199,21 @@ class Repl:
         output.say(f"{name} is {value}")
 
     def _show(self, part: str) -> None:
-        if part == "parameters" and self._settings:
-            for name, value in self._settings.items():
-                output.result(f"{name:<18}{value!s:<14}chat")
         if part == "system":
             output.result(self._session.system or "there is no system prompt")
         else:
-            text = show.describe(self._app, self._model, part or "info")
+            text = show.describe(self._app, self._model, part or "info", chat=self._settings)
             output.result(output.printable(text))
 
     def _load(self, text: str) -> None:
-        self._switch(self._app.installed(text), self._want)
+        if not text:
+            raise InvalidParameter("which model?", "/load NAME, /list shows them")
+        self._switch(show.find(self._app, text), self._want)
         output.say(f"{self._model.name} is loaded")
 
     def _save(self, text: str) -> None:
+        if not text:
+            raise InvalidParameter("under which name?", "/save NAME")
         name = names.own(text)
         if not self._model.weights[0].sha256:
             raise InvalidParameter(

@@ -133,7 +133,7 @@ def timings(done: Done) -> str:
     usage, times = done.usage, done.timings
     evaluated = usage.prompt_tokens - usage.cached_tokens
     rows = [
-        ("total duration", output.duration(times.total_seconds)),
+        ("total duration", output.duration(times.load_seconds + times.total_seconds)),
         ("load duration", output.duration(times.load_seconds)),
         ("prompt eval count", f"{usage.prompt_tokens} token(s)"),
         ("prompt cached", f"{usage.cached_tokens} token(s)"),

@@ -165,7 +165,7 @@ def _locate(app: App, text: str, *, yes: bool) -> Installed:
 
         catalog.resolve(name, app.catalog)  # a name that nobody knows is an error, not a question
     if not output.confirm(f"{full} is not installed. Pull it?", yes=yes):
-        app.store.get(full)  # raises, with the hint
+        app.installed(str(full))  # raises, with the hint
     from localllama.cli.pull import fetch
 
     return fetch(app, str(full), app.network(), yes=yes)

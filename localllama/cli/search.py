@@ -9,9 +9,15 @@ from localllama.cli.app import App, json_option, offline_option
 from localllama.errors import NetworkError
 
 
-@click.command("search", epilog="\b\nExample:\n  localllama search llama 3.2 instruct")
+@click.command("search", epilog="\b\nExample:\n  localllama search llama 3.2")
 @click.argument("words", nargs=-1)
-@click.option("--limit", default=20, show_default=True, help="At most so many repositories.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="At most so many repositories.",
+)
 @offline_option
 @json_option
 def search_command(words: tuple[str, ...], limit: int, as_json: bool) -> None:
@@ -24,7 +30,10 @@ def search_command(words: tuple[str, ...], limit: int, as_json: bool) -> None:
     entries = [
         entry
         for entry in app.catalog.entries()
-        if all(word.lower() in f"{entry.name} {entry.description}".lower() for word in words)
+        if all(
+            word.lower() in f"{entry.name} {' '.join(entry.aliases)} {entry.description}".lower()
+            for word in words
+        )
     ]
     trouble: NetworkError | None = None
     found: list[huggingface.Found] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,13 @@ def find(app: App, text: str) -> Installed:
     return app.installed(text)
 
 
-def describe(app: App, model: Installed, part: str) -> str:
-    """Return one aspect of a model as text; ``part`` is one of the options of ``show``, or info."""
+def describe(
+    app: App, model: Installed, part: str, *, chat: Mapping[str, object] | None = None
+) -> str:
+    """Return one aspect of a model as text; ``part`` is an option of ``show``, or info.
+
+    ``chat`` are parameters of a conversation that come before the model's.
+    """
     if part == "info":
         return "\n".join(_info(app, model))
     if part == "license":
@@ -62,7 +67,7 @@ def describe(app: App, model: Installed, part: str) -> str:
     if part == "modelfile":
         return "\n".join(_modelfile(app, model))
     if part == "parameters":
-        return "\n".join(_parameters(app, model))
+        return "\n".join(_parameters(app, model, chat or {}))
     if part == "system":
         return model.system
     if part == "template":
@@ -124,12 +129,13 @@ def _section(title: str, rows: list[tuple[str, Any]]) -> Iterator[str]:
         yield ""
 
 
-def _parameters(app: App, model: Installed) -> Iterator[str]:
-    resolved = sampling.resolve(parameter_layers(model, app.config))
+def _parameters(app: App, model: Installed, chat: Mapping[str, object]) -> Iterator[str]:
+    resolved = sampling.resolve([("chat", chat), *parameter_layers(model, app.config)])
     width = max(len(name) for name in resolved.origins)
     for name, origin in resolved.origins.items():
         value = getattr(resolved.sampling, name)
-        shown = json.dumps(list(value)) if isinstance(value, tuple) else value
+        shown = "random" if value is None else value
+        shown = json.dumps(list(value)) if isinstance(value, tuple) else shown
         yield f"{name.ljust(width)}  {shown!s:<12}  {origin}"
     for name, value in model.parameters.items():
         if not sampling.known({name: value}):
@@ -144,8 +150,14 @@ def _modelfile(app: App, model: Installed) -> Iterator[str]:
         yield f'TEMPLATE """{model.template}"""'
     if model.system:
         yield f'SYSTEM """{model.system}"""'
-    for name, value in model.parameters.items():
-        for item in value if isinstance(value, list) else [value]:
+    resolved = sampling.resolve(parameter_layers(model, app.config))
+    chosen = {
+        n: getattr(resolved.sampling, n) for n, o in resolved.origins.items() if o != "default"
+    }
+    others = {n: v for n, v in model.parameters.items() if not sampling.known({n: v})}
+    for name, value in (chosen | others).items():
+        name = "num_predict" if name == "max_tokens" else name  # as Ollama spells it
+        for item in value if isinstance(value, list | tuple) else [value]:
             yield f"PARAMETER {name} {json.dumps(item, ensure_ascii=False)}"
     for message in model.messages:
         yield f'MESSAGE {message["role"]} """{message["content"]}"""'

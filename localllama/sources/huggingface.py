@@ -146,7 +146,7 @@ class _Hub:
     def __init__(self, network: Network, token: str) -> None:
         """Raise Offline before anything is imported or asked."""
         if network.offline:
-            raise Offline("Hugging Face needs the network, and --offline forbids it")
+            raise Offline("Hugging Face needs the network, and offline mode forbids it")
         self.network = network
         self.token = token
         self.endpoint = network.hf_endpoint.rstrip("/")

