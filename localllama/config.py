@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from localllama.errors import InvalidConfig
 
+_NUMBER = r"\d+(?:\.\d+)?"
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -37,6 +39,7 @@ class Run:
     model: str = "smollm2:135m"
     context_length: int = 0  # tokens; 0 = let the program choose
     threads: int = 0  # 0 = the physical cores
+    keep_alive_seconds: float = 300.0  # a model stays loaded so long unused; negative = for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,15 @@ _ENVIRONMENT = {
     "LOCALLLAMA_LIMIT_RATE": ("network", "limit_rate_bytes"),
     "LOCALLLAMA_MODEL": ("run", "model"),
     "LOCALLLAMA_THREADS": ("run", "threads"),
+    "OLLAMA_KEEP_ALIVE": ("run", "keep_alive"),
+    "LOCALLLAMA_KEEP_ALIVE": ("run", "keep_alive"),
 }
 # key in the file -> field, where the file says it the way a person would
-_ALIASES = {"limit_rate": "limit_rate_bytes", "ctx": "context_length"}
+_ALIASES = {
+    "limit_rate": "limit_rate_bytes",
+    "ctx": "context_length",
+    "keep_alive": "keep_alive_seconds",
+}
 _FLAGS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False}
 _KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _FLAGS |= {"no": False, "off": False, "": False}
@@ -74,6 +83,20 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size like 500k, 2MB or 1GiB")
     return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds in ``text``: a number or a Go duration: ``300``, ``-1``, ``5m``, ``1h5m``.
+
+    Raises ValueError.
+    """
+    sign, rest = (-1, text.strip()[1:]) if text.strip().startswith("-") else (1, text.strip())
+    if re.fullmatch(_NUMBER, rest):
+        return sign * float(rest)
+    parts = re.findall(rf"({_NUMBER})(ms|[smh])", rest)
+    if not parts or "".join(number + unit for number, unit in parts) != rest:
+        raise ValueError(f"{text!r} is not a duration like 5m, 1h30m or 300 (seconds)")
+    return sign * sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
 def load(file: Path, environ: Mapping[str, str] | None = None) -> Config:
@@ -109,6 +132,13 @@ def load(file: Path, environ: Mapping[str, str] | None = None) -> Config:
     return config
 
 
+# How a person writes what these fields hold.
+_PARSERS: Mapping[str, Callable[[str], float]] = {
+    "limit_rate_bytes": parse_size,
+    "keep_alive_seconds": parse_duration,
+}
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         text = file.read_bytes()
@@ -134,13 +164,13 @@ def _set(section: Any, name: str, value: object, where: str) -> Any:
     if name not in known:
         raise InvalidConfig(f"{where}: unknown key", f"known: {', '.join(known)}")
     kind = type(getattr(section, name))
-    if name == "limit_rate_bytes" and isinstance(value, str):
+    if name in _PARSERS and isinstance(value, str):
         try:
-            value = parse_size(value)
+            value = _PARSERS[name](value)
         except ValueError as error:
             raise InvalidConfig(f"{where}: {error}") from error
     converted = _convert(value, kind, where)
-    if kind in (int, float) and converted < 0:
+    if kind in (int, float) and converted < 0 and name != "keep_alive_seconds":
         raise InvalidConfig(f"{where}: {converted} is negative")
     return replace(section, **{name: converted})
 

@@ -1,28 +1,183 @@
-"""What this machine has: memory, cores, free disk. Asks psutil and the disk, holds nothing."""
+"""What this machine has: memory, cores, free disk, and the devices that llama.cpp can compute on.
+
+Devices are asked for in a short-lived child, so that no front end ever holds a CUDA context.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
-from dataclasses import dataclass
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from localllama.errors import EngineError
+
+# A driver that has to wake a card takes some seconds; one that hangs never answers.
+_PROBE_SECONDS = 30.0
+_UNIFIED_BACKENDS = ("MTL",)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The host's memory and processor at this moment.
+
+    ``performance_cores`` leaves out the slow cores of hybrid processors where the system tells
+    them apart, else it is ``cores``.
+    """
+
+    available_bytes: int  # that a new process can take without swapping
+    total_bytes: int
+    cores: int  # physical: llama.cpp gains nothing from their twins
+    performance_cores: int
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What ggml says of one device; ``kind`` is cpu, gpu, igpu, accel or meta.
+
+    ``backend`` is CUDA, MTL, Vulkan, ROCm, RPC, CPU…; ``buffer`` what llama.cpp's log calls its
+    memory. Where ``host_buffer``, weights that stay on the host are pinned and not repacked.
+    """
+
+    name: str
+    description: str
+    kind: str
+    backend: str
+    free_bytes: int
+    total_bytes: int
+    buffer: str = ""
+    device_id: str = ""
+    host_buffer: bool = False
+
+    @property
+    def unified(self) -> bool:
+        """Whether its memory is the host's: Apple's and integrated GPUs."""
+        return self.kind == "igpu" or self.backend in _UNIFIED_BACKENDS
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What is available now."""
+    """What a plan needs to know of a machine.
 
-    memory_bytes: int  # that a new process can take without swapping
-    total_memory_bytes: int
-    cores: int  # physical: llama.cpp gains nothing from their twins
+    ``cpu_features`` are ggml's names (AVX2, NEON, REPACK…), ``backends`` those in this build.
+    ``problems`` says why something that was asked for is missing, ready for people.
+    """
+
+    memory: Memory
+    devices: tuple[Device, ...] = ()
+    cpu_features: frozenset[str] = frozenset()
+    backends: tuple[str, ...] = ()
+    llama_cpp: str = ""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def gpus(self) -> tuple[Device, ...]:
+        """The devices that take layers, in llama.cpp's order: RPC, GPUs, else integrated ones."""
+        gpus = [device for device in self.devices if device.kind == "gpu"]
+        remote = [device for device in gpus if device.backend == "RPC"]
+        local: dict[str, Device] = {}
+        for device in gpus:
+            if device.backend != "RPC":  # one card may be there twice, under CUDA and Vulkan
+                local.setdefault(device.device_id or device.name, device)
+        if not local:
+            local = {d.name: d for d in self.devices if d.kind == "igpu"}
+        return (*remote, *local.values())
 
 
-def probe() -> Hardware:
-    """Return what this machine has at this moment."""
+@dataclass(frozen=True, slots=True)
+class NvidiaProcess:
+    """A process that holds memory of an NVIDIA GPU."""
+
+    name: str
+    pid: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NvidiaGpu:
+    """One NVIDIA GPU as its driver (NVML) describes it; ``cuda`` is the newest it supports."""
+
+    name: str
+    driver: str
+    cuda: tuple[int, int]
+    free_bytes: int
+    total_bytes: int
+    processes: tuple[NvidiaProcess, ...] = ()
+
+
+def memory() -> Memory:
+    """Return what the host has at this moment; takes milliseconds."""
     import psutil
 
-    memory = psutil.virtual_memory()
+    found = psutil.virtual_memory()
     cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    return Hardware(memory.available, memory.total, cores)
+    return Memory(found.available, found.total, cores, _performance_cores() or cores)
+
+
+def probe(rpc_servers: tuple[str, ...] | None = None) -> Hardware:
+    """Return what the host has and what ggml can use; takes a child process, 0.3 s and more.
+
+    ``rpc_servers`` default to those of the environment. A child that dies or hangs is an answer
+    too: no devices, and the reason among the problems.
+    """
+    from localllama.native import child
+
+    servers = rpc_servers_of(os.environ) if rpc_servers is None else rpc_servers
+    try:
+        answer = child.ask(
+            "localllama.native.probe",
+            {"rpc_servers": list(servers)},
+            timeout_seconds=_PROBE_SECONDS,
+        )
+    except EngineError as error:
+        return Hardware(memory(), problems=(f"asking for devices: {error.message}",))
+    return _hardware(memory(), answer)
+
+
+def described(ram_bytes: int, vram_bytes: Sequence[int] = (), *, unified: bool = False) -> Hardware:
+    """Return a machine with so much free memory: CUDA cards, or with ``unified`` Apple's memory.
+
+    Metal lets a process have two thirds of the memory, three quarters above 36 GB.
+    """
+    host = Memory(ram_bytes, ram_bytes, 8, 8)
+    if unified:
+        share = ram_bytes * 3 // 4 if ram_bytes > 36e9 else ram_bytes * 2 // 3
+        gpu = Device("MTL0", "Apple GPU", "gpu", "MTL", share, share)
+        return Hardware(host, (gpu,), frozenset(("DOTPROD", "REPACK")))
+    cards = (
+        Device(f"CUDA{index}", "NVIDIA GPU", "gpu", "CUDA", size, size, host_buffer=True)
+        for index, size in enumerate(vram_bytes)
+    )
+    return Hardware(host, tuple(cards), frozenset(("AVX2", "REPACK")))
+
+
+def rpc_servers_of(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the ``host:port`` in LOCALLLAMA_RPC, which commas separate."""
+    listed = environ.get("LOCALLLAMA_RPC", "").split(",")
+    return tuple(item.strip() for item in listed if item.strip())
+
+
+def nvidia() -> tuple[NvidiaGpu, ...]:
+    """Return what NVIDIA's driver tells; () without nvidia-ml-py or without a driver."""
+    try:
+        pynvml: Any = import_module("pynvml")
+    except ImportError:
+        return ()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        return tuple(_nvidia_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
+    except pynvml.NVMLError:
+        return ()
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def free_disk_bytes(folder: Path) -> int:
@@ -30,3 +185,81 @@ def free_disk_bytes(folder: Path) -> int:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def disk_type(folder: Path) -> str:
+    """Return the kind of filesystem that ``folder`` is on, or will be made on; "" = unknown."""
+    import psutil
+
+    place = folder.absolute()
+    mounts = [
+        mount
+        for mount in psutil.disk_partitions(all=True)
+        if place.is_relative_to(mount.mountpoint)
+    ]
+    return str(max(mounts, key=lambda mount: len(mount.mountpoint)).fstype) if mounts else ""
+
+
+def _hardware(host: Memory, answer: Mapping[str, Any]) -> Hardware:
+    known = {field.name for field in fields(Device)}
+    return Hardware(
+        memory=host,
+        devices=tuple(
+            Device(**{key: value for key, value in device.items() if key in known})
+            for device in answer["devices"]
+        ),
+        cpu_features=frozenset(answer["cpu_features"]),
+        backends=tuple(answer["backends"]),
+        llama_cpp=answer["llama_cpp"],
+        problems=tuple(answer["problems"]),
+    )
+
+
+def _performance_cores(root: Path = Path("/sys/devices")) -> int:
+    """The physical performance cores, 0 where the system does not tell; Linux and macOS may."""
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "hw.perflevel0.physicalcpu"]
+        said = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        return int(said) if said.isdecimal() else 0
+    try:
+        numbers = (root / "cpu_core/cpus").read_text()  # "0-15", or "0,2,4-7"
+        threads = [number for part in numbers.split(",") for number in _range(part)]
+        siblings = {
+            (root / f"system/cpu/cpu{number}/topology/thread_siblings_list").read_text()
+            for number in threads
+        }
+    except (OSError, ValueError):
+        return 0
+    return len(siblings)
+
+
+def _range(text: str) -> range:
+    first, _, last = text.strip().partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def _nvidia_gpu(pynvml: Any, index: int) -> NvidiaGpu:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    cuda = pynvml.nvmlSystemGetCudaDriverVersion()  # 12040 = 12.4
+    running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    return NvidiaGpu(
+        name=str(pynvml.nvmlDeviceGetName(handle)),
+        driver=str(pynvml.nvmlSystemGetDriverVersion()),
+        cuda=(cuda // 1000, cuda % 1000 // 10),
+        free_bytes=memory.free,
+        total_bytes=memory.total,
+        processes=tuple(
+            NvidiaProcess(_process_name(process.pid), process.pid, process.usedGpuMemory or 0)
+            for process in running
+        ),
+    )
+
+
+def _process_name(pid: int) -> str:
+    import psutil
+
+    try:
+        return str(psutil.Process(pid).name())
+    except psutil.Error:
+        return "?"  # another user's, or outside this container

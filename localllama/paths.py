@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+# A unix socket's address ends at 104 bytes on macOS and 108 on Linux, the file name included.
+_LONGEST_RUNTIME_BYTES = 85
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,7 @@ class Paths:
     config: Path
     cache: Path
     log: Path
+    runtime: Path  # sockets and records of the live workers
 
     @property
     def blobs(self) -> Path:
@@ -68,7 +72,7 @@ def locate(home: str | os.PathLike[str] | None = None, data: str | None = None) 
     home = home or os.environ.get("LOCALLLAMA_HOME")
     if home:
         root = Path(home).expanduser().absolute()
-        paths = Paths(root, root, root / "cache", root / "logs")
+        paths = Paths(root, root, root / "cache", root / "logs", _short(root / "run"))
     else:
         # platformdirs costs 5 ms: not when a home is given.
         from platformdirs import PlatformDirs
@@ -79,8 +83,25 @@ def locate(home: str | os.PathLike[str] | None = None, data: str | None = None) 
             dirs.user_config_path,
             dirs.user_cache_path,
             dirs.user_log_path,
+            _short(_session_folder() or dirs.user_cache_path / "run"),
         )
     if data:
-        moved = Path(data).expanduser().absolute()
-        paths = Paths(moved, paths.config, paths.cache, paths.log)
+        paths = replace(paths, data=Path(data).expanduser().absolute())
     return paths
+
+
+def _session_folder() -> Path | None:
+    """The folder that belongs to this user's login on this machine, where the system has one."""
+    folder = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(folder, "localllama") if folder and os.access(folder, os.W_OK) else None
+
+
+def _short(folder: Path) -> Path:
+    """Return ``folder``, or one in the temporary folder when sockets in it had too long a name."""
+    if len(os.fsencode(folder)) <= _LONGEST_RUNTIME_BYTES:
+        return folder
+    import hashlib
+    import tempfile
+
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    return Path(tempfile.gettempdir(), f"localllama-{digest}")

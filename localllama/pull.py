@@ -111,7 +111,7 @@ def judge(offer: Offer, paths: Paths) -> DoesNotFit | None:
         )
     weights = sum(max(0, file.size) for file in offer.files if file.role == "model")
     memory = plan.memory_bytes(weights, {}, 0)
-    available = hardware.probe().memory_bytes
+    available = hardware.memory().available_bytes
     if memory > available:
         return DoesNotFit(
             f"{offer.name} needs about {_amount(memory)} of memory to run and "

@@ -20,5 +20,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh localllama home, which commands run in this process and in children use."""
     folder = tmp_path / "home"
     monkeypatch.setenv("LOCALLLAMA_HOME", str(folder))
+    monkeypatch.setenv("LOCALLLAMA_KEEP_ALIVE", "0")  # no model outlives the test that loads it
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return folder

@@ -19,8 +19,6 @@ from localllama.engine.api import (
     Done,
     Event,
     Generate,
-    Loading,
-    LoadOptions,
     Message,
     Prefill,
     Request,
@@ -37,15 +35,10 @@ from localllama.errors import (
     InvalidParameter,
     StoreError,
 )
+from tests.support.engines import left_in, load
 
 GREEDY = Sampling(temperature=0, max_tokens=20)
 COUNTING = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,"  # a base text that goes on and on
-
-
-def load(model: Path, logs: Path, context_length: int = 2048) -> Engine:
-    # One thread: with two, decoding waits at barriers for whatever else the machine is doing.
-    options = LoadOptions(paths=(str(model),), context_length=context_length, threads=1)
-    return Engine.start(options, log_dir=logs)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +82,9 @@ def test_a_seed_repeats_a_reply_and_another_changes_it(engine: Engine) -> None:
     texts = [
         collect(
             engine.stream(
-                Sampling(temperature=1.5, top_k=0, top_p=1, min_p=0, seed=seed, max_tokens=20),
+                # Not over the whole vocabulary: there the last bits of the sums, which depend on
+                # where in the cache a token lies, decide between neighbours.
+                Sampling(temperature=1.2, seed=seed, max_tokens=20),
                 messages=[user("Tell me a story.")],
             )
         )[0]
@@ -120,7 +115,7 @@ def test_events_come_in_order_and_add_up(engine: Engine) -> None:
     assert prefills[-1].done == prefills[-1].total == done.usage.prompt_tokens
     timings = done.timings
     assert 0 < timings.prefill_seconds <= timings.first_token_seconds <= timings.total_seconds
-    assert timings.prefill_seconds + timings.decode_seconds == pytest.approx(timings.total_seconds)
+    assert timings.prefill_seconds + timings.decode_seconds <= timings.total_seconds
 
 
 def test_max_tokens_ends_with_length(engine: Engine) -> None:
@@ -194,11 +189,19 @@ def test_cancel_in_a_reply_and_go_on(engine: Engine) -> None:
     assert collect(engine.stream(GREEDY, prompt=COUNTING))[0] == before
 
 
+def test_two_replies_at_once_are_not_mixed_up(engine: Engine) -> None:
+    prompts = (COUNTING, "The capital of France is")
+    alone = [collect(engine.stream(GREEDY, prompt=prompt))[0] for prompt in prompts]
+    streams = [engine.stream(GREEDY, prompt=prompt) for prompt in prompts]
+    events: list[list[Event]] = [[next(streams[0])], []]
+    events[1] += streams[1]
+    events[0] += streams[0]
+    assert [collect(iter(some))[0] for some in events] == alone
+
+
 def test_closing_the_stream_early_leaves_the_engine_usable(engine: Engine) -> None:
     stream = engine.stream(Sampling(), prompt=COUNTING)
     next(stream)
-    with pytest.raises(EngineError, match="busy"):
-        next(engine.stream(GREEDY, prompt=COUNTING))
     stream.close()
     assert collect(engine.stream(GREEDY, prompt=COUNTING))[0]
 
@@ -322,14 +325,14 @@ def test_an_impossible_context_length_is_refused(
 def test_loading_reports_progress_and_closing_leaves_nothing(smollm2: Path, tmp_path: Path) -> None:
     me = psutil.Process()
     open_files = me.num_fds()
-    seen: list[Loading] = []
-    options = LoadOptions(paths=(str(smollm2),), context_length=256)
-    engine = Engine.start(options, log_dir=tmp_path, on_progress=seen.append)
+    fractions: list[float] = []
+    engine = load(smollm2, tmp_path, 256, on_progress=fractions.append)
     worker = psutil.Process(engine.pid)
-    (log,) = tmp_path.iterdir()
+    (log,) = (tmp_path / "logs").iterdir()
     assert log.stat().st_mode & 0o777 == 0o600
     assert "llama_model_loader" in log.read_text()
-    fractions = [event.fraction for event in seen]
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("*.[js]*")} == {0o600}
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
     assert engine.ready.trained_context_length == 8192
@@ -337,7 +340,7 @@ def test_loading_reports_progress_and_closing_leaves_nothing(smollm2: Path, tmp_
     engine.close()
     assert not worker.is_running()
     assert me.num_fds() == open_files
-    assert not list(tmp_path.iterdir())
+    assert left_in(tmp_path) == []
     with pytest.raises(EngineError, match="unloaded"):
         next(engine.stream(GREEDY, prompt="Hello"))
 
@@ -347,7 +350,7 @@ def test_loading_reports_progress_and_closing_leaves_nothing(smollm2: Path, tmp_
 
 def test_the_table_describes_every_field_of_sampling() -> None:
     names = [parameter.name for parameter in sampling.PARAMETERS]
-    assert [*names, "grammar"] == list(Sampling.__struct_fields__)
+    assert [*names, "grammar", "schema"] == list(Sampling.__struct_fields__)
     assert all(parameter.help.endswith(".") for parameter in sampling.PARAMETERS)
     sampling.validate(Sampling())
 
@@ -387,7 +390,7 @@ def test_an_unknown_parameter_suggests_a_near_one() -> None:
     with pytest.raises(InvalidParameter, match="'temprature'") as caught:
         sampling.lookup("temprature")
     assert caught.value.hint == "did you mean temperature?"
-    assert sampling.known({"num_ctx": 4096, "top_k": 3, "mirostat": 1}) == {"top_k": 3}
+    assert sampling.known({"num_ctx": 4096, "top_k": 3, "num_gpu": 1}) == {"top_k": 3}
 
 
 # --- text ----------------------------------------------------------------------------------------

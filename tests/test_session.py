@@ -19,7 +19,7 @@ from localllama.engine.api import (
     Truncated,
     Usage,
 )
-from localllama.errors import ContextFull, WorkerDied
+from localllama.errors import ContextFull, InvalidParameter, WorkerDied
 
 
 class ScriptedEngine:
@@ -45,7 +45,8 @@ class ScriptedEngine:
         count = sum(len(message.content.split()) for message in messages)
         if count + reserve_tokens > self.ready.context_length:
             needed = count + reserve_tokens
-            raise ContextFull("full", needed_tokens=needed, available_tokens=0)
+            available = self.ready.context_length
+            raise ContextFull("full", needed_tokens=needed, available_tokens=available)
         self.sent.append(messages)
         yield Prefill(count, count)
         for number in range(self.words):
@@ -138,3 +139,74 @@ def test_clear_forgets_messages_and_keeps_the_system_prompt() -> None:
     session.clear()
     say(session, "two")
     assert [message.content for message in engine.sent[-1]] == ["be brief", "two"]
+
+
+def roles_and_texts(messages: tuple[Message, ...]) -> list[str]:
+    return [f"{message.role[0]}:{message.content.split()[0]}" for message in messages]
+
+
+def test_a_pinned_turn_and_the_system_prompt_stay_when_others_go() -> None:
+    engine = ScriptedEngine(50)
+    session = Session(engine, system="be brief")
+    for name in ("alpha", "beta", "gamma"):
+        say(session, f"{name} b c d e f g h")
+    session.pin(1)  # the reply: its question stays with it
+    truncated = say(session, "delta b c d e f g h")[0]
+    assert truncated == Truncated(messages=4, tokens=22)
+    assert roles_and_texts(engine.sent[-1]) == ["s:be", "u:alpha", "a:word0", "u:delta"]
+    session.pin(1, keep=False)
+    for name in ("epsilon", "zeta"):
+        say(session, f"{name} b c d e f g h")
+    assert "u:alpha" not in roles_and_texts(engine.sent[-1])
+
+
+def test_a_pinned_turn_comes_back() -> None:
+    engine = ScriptedEngine(34)
+    session = Session(engine)
+    for name in ("alpha", "beta", "gamma"):
+        say(session, f"{name} b c d e f g h")
+    assert roles_and_texts(engine.sent[-1]) == ["u:gamma"]
+    session.pin(0)
+    say(session, "delta")
+    assert roles_and_texts(engine.sent[-1])[:2] == ["u:alpha", "a:word0"]
+
+
+def test_what_is_pinned_is_never_dropped_even_if_nothing_fits_then() -> None:
+    session = Session(ScriptedEngine(30))
+    say(session, "alpha " * 15)
+    session.pin(0)
+    with pytest.raises(ContextFull):
+        say(session, "beta " * 15)
+    assert len(session.messages) == 2
+
+
+def test_several_turns_are_counted_in_one_event() -> None:
+    engine = ScriptedEngine(60)
+    session = Session(engine)
+    for _ in range(4):
+        say(session, "a b c d e f g h")
+    events = say(session, "word " * 30)
+    assert [event for event in events if isinstance(event, Truncated)] == [Truncated(8, 44)]
+
+
+def test_the_policy_stop_drops_nothing_and_tells_both_counts() -> None:
+    engine = ScriptedEngine(30)
+    session = Session(engine, policy="stop")
+    say(session, "a b c d e f g h")
+    say(session, "a b c d e f g h")
+    with pytest.raises(ContextFull) as caught:
+        say(session, "a b c d e f g h")
+    assert (caught.value.needed_tokens, caught.value.available_tokens) == (31, 30)
+    assert len(session.messages) == 4
+    say(session, "a b c")  # what fits, if only with a short reply, is sent
+    assert len(engine.sent[-1]) == 5
+
+
+def test_a_policy_that_there_is_not_is_refused_by_name() -> None:
+    with pytest.raises(InvalidParameter, match="'shift'"):
+        Session(ScriptedEngine(10), policy="shift")
+
+
+def test_there_is_no_pin_without_a_message() -> None:
+    with pytest.raises(InvalidParameter, match="message 0"):
+        Session(ScriptedEngine(10)).pin(0)

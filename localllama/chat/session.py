@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Protocol
 
 from localllama.engine.api import Event, Message, Prefill, Ready, Sampling, Text, Truncated
-from localllama.errors import ContextFull
+from localllama.errors import ContextFull, InvalidParameter
 
 # Room kept for the reply, so that a full context drops old turns before a reply and not in it.
 _REPLY_TOKENS = 512
+POLICIES = ("drop-oldest", "stop")
 
 
 class Model(Protocol):
@@ -39,23 +41,51 @@ class Model(Protocol):
 class Session:
     """One conversation. ``messages`` holds all of it; the model sees what fits.
 
-    The policy is drop-oldest: when the prompt does not leave room for a reply, the oldest whole
-    turns stay out of it (never the system prompt, never the newest message), and the stream says
-    so with a Truncated event before the reply.
+    Under the policy ``drop-oldest``, when the prompt does not leave room for a reply, the oldest
+    whole turns stay out of it (never the system prompt, the newest message, or a turn with a
+    pinned one), and the stream says so with a Truncated event before the reply. Under ``stop``,
+    nothing is left out and send() raises ContextFull. Raises InvalidParameter for any other.
     """
 
     def __init__(
-        self, engine: Model, *, system: str = "", messages: Iterable[Message] = ()
+        self,
+        engine: Model,
+        *,
+        system: str = "",
+        messages: Iterable[Message] = (),
+        policy: str = "drop-oldest",
     ) -> None:
+        if policy not in POLICIES:
+            hint = "there are " + ", ".join(POLICIES)
+            raise InvalidParameter(f"the context policy {policy!r} is not available", hint)
         self.engine = engine
         self.system = system
+        self.policy = policy
         self.messages: list[Message] = list(messages)
-        self._first = 0  # index of the oldest message that is still sent
+        self._pinned: set[int] = set()
+        self._left_out: set[int] = set()  # indices of messages that are no longer sent
 
     def clear(self) -> None:
         """Forget what was said; the system prompt stays."""
         self.messages.clear()
-        self._first = 0
+        self._pinned.clear()
+        self._left_out.clear()
+
+    def pin(self, index: int, keep: bool = True) -> None:
+        """Keep the turn of message ``index`` in the prompt for ever, or no longer.
+
+        A turn that was left out already comes back. Raises InvalidParameter for an index that is
+        none.
+        """
+        if not 0 <= index < len(self.messages):
+            raise InvalidParameter(
+                f"there is no message {index}", f"the conversation has {len(self.messages)}"
+            )
+        if keep:
+            self._pinned.add(index)
+            self._left_out.difference_update(next(turn for turn in self._turns() if index in turn))
+        else:
+            self._pinned.discard(index)
 
     def send(self, text: str, sampling: Sampling, *, think: bool | None = None) -> Iterator[Event]:
         """Say ``text`` and yield the events of the reply.
@@ -77,10 +107,8 @@ class Session:
                 self.messages.pop()
 
     def _stream(self, sampling: Sampling, think: bool | None) -> Iterator[Event]:
-        context = self.engine.ready.context_length
-        limit = sampling.max_tokens if sampling.max_tokens > 0 else _REPLY_TOKENS
-        reserve = min(limit, _REPLY_TOKENS, context // 4)
-        before = self._first
+        reserve = self._reply_tokens(sampling)
+        before = set(self._left_out)
         needed = 0
         while True:
             try:
@@ -88,36 +116,56 @@ class Session:
                     sampling, messages=self._sent(), reserve_tokens=reserve, think=think
                 )
                 for event in stream:
-                    if self._first > before and isinstance(event, Prefill):
-                        yield Truncated(self._first - before, max(0, needed - event.total))
-                        before = self._first
+                    dropped = len(self._left_out - before)
+                    if dropped and isinstance(event, Prefill):
+                        yield Truncated(dropped, max(0, needed - event.total))
+                        before = set(self._left_out)
                     yield event
                 return
             except ContextFull as error:
                 prompt_tokens = error.needed_tokens - reserve
                 needed = needed or prompt_tokens
-                if self._drop_turns(context / 2 / max(1, prompt_tokens)):
+                share = self.engine.ready.context_length / 2 / max(1, prompt_tokens)
+                if self.policy == "drop-oldest" and self._drop_turns(share):
                     continue
                 if reserve <= 1:
-                    self._first = before
+                    self._left_out = before
                     raise
                 reserve = 1  # a long message with a short reply is better than none
 
+    def _reply_tokens(self, sampling: Sampling) -> int:
+        """How much room to make for the reply; without a policy to make it, one token will do."""
+        if self.policy == "stop":
+            return 1
+        limit = sampling.max_tokens if sampling.max_tokens > 0 else _REPLY_TOKENS
+        return min(limit, _REPLY_TOKENS, self.engine.ready.context_length // 4)
+
     def _sent(self) -> tuple[Message, ...]:
         system = (Message("system", self.system),) if self.system else ()
-        return (*system, *self.messages[self._first :])
+        kept = (m for i, m in enumerate(self.messages) if i not in self._left_out)
+        return (*system, *kept)
+
+    def _turns(self) -> Iterator[range]:
+        """The indices of each turn: a user's message and what follows up to the next one."""
+        starts = [i for i, m in enumerate(self.messages) if m.role == "user" and i > 0]
+        for begin, end in pairwise((0, *starts, len(self.messages))):
+            yield range(begin, end)
 
     def _drop_turns(self, share: float) -> bool:
-        """Leave the oldest turns out until about ``share`` of the text is left; False for none.
+        """Leave the oldest turns out until about ``share`` of the text is left.
 
-        Half a context at once: what is sent then begins with the same tokens for many turns, and
+        Never the newest turn nor one with a pinned message; False when there is no other. Half a
+        context goes at once: what is sent then begins with the same tokens for many turns, and
         each of them costs its new tokens only.
         """
-        before, sent = self._first, self.messages[self._first :]
-        left = share * sum(len(message.content) for message in sent)
-        starts = [i for i, m in enumerate(self.messages) if m.role == "user" and i > before]
-        for start in starts:
-            self._first = start
-            if sum(len(message.content) for message in self.messages[start:]) <= left:
-                break
-        return self._first > before
+        sizes = [len(message.content) for message in self.messages]
+        left = sum(size for i, size in enumerate(sizes) if i not in self._left_out)
+        goal, dropped = share * left, False
+        for turn in list(self._turns())[:-1]:
+            if self._left_out.isdisjoint(turn) and self._pinned.isdisjoint(turn):
+                self._left_out.update(turn)
+                left -= sum(sizes[i] for i in turn)
+                dropped = True
+                if left <= goal:
+                    break
+        return dropped

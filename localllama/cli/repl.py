@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from localllama import names
 from localllama.chat.session import Session
 from localllama.cli import output, reply, run, show
@@ -24,7 +26,8 @@ Commands:
   /set system TEXT            the system prompt
   /set history | nohistory    remember what is typed here, or do not
   /set wordwrap | nowordwrap  break lines between words
-  /set format json            make replies valid JSON; /set noformat ends that
+  /set format json | FILE     make replies valid JSON, or follow the JSON Schema in a file
+  /set noformat               leave their form to the model again
   /set verbose | quiet        show the timings of each reply
   /set think | nothink        ask a thinking model to think, or not to
   /show [info|license|modelfile|parameters|system|template]
@@ -54,14 +57,14 @@ class Repl:
         *,
         verbose: bool = False,
         wrap: bool = True,
-        form: str | None = None,
+        bound: dict[str, str] | None = None,
     ) -> None:
         self._app = app
         self._want = want
         self._settings = settings  # this chat's own sampling parameters
         self._verbose = verbose
         self._wrap = wrap
-        self._form = form
+        self._bound = bound or {}  # the fields of Sampling that say what replies must follow
         self._think: bool | None = None
         self._stack = ExitStack()
         self._dead = False
@@ -110,7 +113,7 @@ class Repl:
     def _say(self, text: str) -> bool:
         """Send a message and show the reply; False when the user stopped it."""
         layers = [("chat", self._settings), *parameter_layers(self._model, self._app.config)]
-        chosen = run.constrain(sampling.resolve(layers).sampling, self._form)
+        chosen = msgspec.structs.replace(sampling.resolve(layers).sampling, **self._bound)
         if self._dead:  # the process that held the model is gone, not so the conversation
             self._resume(self._session)
             self._dead = False
@@ -166,10 +169,10 @@ class Repl:
             editor.remember(switch == "history")
         elif switch in ("wordwrap", "nowordwrap"):
             self._wrap = switch == "wordwrap"
-        elif switch == "format" and value == "json":
-            self._form = "json"
+        elif switch == "format" and value:
+            self._bound = run.bound_by(_unquoted(value))
         elif switch == "noformat":
-            self._form = None
+            self._bound = {}
         elif switch in ("verbose", "quiet"):
             self._verbose = switch == "verbose"
         elif switch in ("think", "nothink"):

@@ -15,7 +15,8 @@ from localllama import names
 from localllama.chat.session import Session
 from localllama.cli import output, reply, show
 from localllama.cli.app import App, complete_known, json_option, offline_option, yes_option
-from localllama.engine import grammar, sampling
+from localllama.config import parse_duration
+from localllama.engine import grammar, sampling, schema
 from localllama.engine.api import Message, Sampling
 from localllama.engine.client import Engine
 from localllama.errors import InvalidParameter
@@ -40,10 +41,11 @@ Examples:
 @click.option("--min-p", type=float, default=None, help="Tokens at least this likely, relatively.")
 @click.option("--seed", type=int, default=None, help="The same seed gives the same reply.")
 @click.option("--max-tokens", type=int, default=None, help="The longest reply, in tokens.")
-@click.option("--format", "form", type=click.Choice(("json",)), help="Make the reply valid JSON.")
+@click.option("--format", "form", help="json, or the file of a JSON Schema the reply must follow.")
 @click.option("--ctx", type=click.IntRange(min=1), help="Context length, in tokens.")
 @click.option("--gpu-layers", type=int, default=-1, help="Layers on the GPU; default all.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default physical cores.")
+@click.option("--keep-alive", help="Stay loaded so long unused: 5m, 300, 0; negative is for ever.")
 @click.option("--template", default="", help="Chat template: a built-in one, or a Jinja file.")
 @click.option("--verbose", is_flag=True, help="Print the timings of each reply.")
 @click.option("--nowordwrap", is_flag=True, help="Leave the breaking of lines to the terminal.")
@@ -58,6 +60,7 @@ def run_command(
     ctx: int | None,
     gpu_layers: int,
     threads: int | None,
+    keep_alive: str | None,
     template: str,
     verbose: bool,
     nowordwrap: bool,
@@ -72,20 +75,30 @@ def run_command(
     app = App.start()
     settings = {name: value for name, value in request.items() if value is not None}
     sampling.resolve([("request", settings)])  # a wrong value is told before anything is loaded
+    bound = bound_by(form)
+    seconds = None if keep_alive is None else _seconds(keep_alive)
     text = _question(prompt)
     if text is not None and not text:
         raise InvalidParameter("there is nothing to reply to", "give a prompt or pipe a text in")
     installed = _locate(app, model or app.config.run.model, yes=yes)
-    want = Want(ctx or 0, gpu_layers, threads or 0, _template(template), force=yes)
+    want = Want(
+        ctx or 0,
+        gpu_layers,
+        threads or 0,
+        _template(template),
+        force=yes,
+        keep_alive_seconds=seconds,
+    )
     if text is None:
         from localllama.cli.repl import Repl
 
-        repl = Repl(app, want, settings, verbose=verbose, wrap=not nowordwrap, form=form)
+        repl = Repl(app, want, settings, verbose=verbose, wrap=not nowordwrap, bound=bound)
         return repl.talk(installed, system)
     resolved = sampling.resolve([("request", settings), *parameter_layers(installed, app.config)])
     with opened(app, installed, want) as engine:
         session = begin(engine, installed, system)
-        answer = _once(session, text, constrain(resolved.sampling, form), quiet=as_json)
+        chosen = msgspec.structs.replace(resolved.sampling, **bound)
+        answer = _once(session, text, chosen, quiet=as_json)
     if as_json:
         output.as_json(_facts(answer, installed))
     if verbose:
@@ -123,9 +136,25 @@ def begin(engine: Engine, model: Installed, system: str | None) -> Session:
     )
 
 
-def constrain(chosen: Sampling, form: str | None) -> Sampling:
-    """Return the sampling parameters with the grammar of ``form`` (``json`` or none)."""
-    return chosen if form is None else msgspec.structs.replace(chosen, grammar=grammar.JSON)
+def bound_by(form: str | None) -> dict[str, str]:
+    """Return the fields of Sampling that hold a reply to ``form``: ``json`` or a schema's file.
+
+    Raises InvalidParameter.
+    """
+    if form is None:
+        return {}
+    if form == "json":
+        return {"grammar": grammar.JSON}
+    try:
+        text = Path(form).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise InvalidParameter(
+            f"cannot read the schema {form}: {reason}",
+            "the format is json, or the file of a JSON Schema",
+        ) from error
+    schema.definitions(text)
+    return {"schema": text}
 
 
 def _template(text: str) -> str:
@@ -152,6 +181,13 @@ def _question(prompt: tuple[str, ...]) -> str | None:
     return "\n\n".join(part for part in (piped, words) if part)
 
 
+def _seconds(keep_alive: str) -> float:
+    try:
+        return parse_duration(keep_alive)
+    except ValueError as error:
+        raise InvalidParameter(f"--keep-alive: {error}") from error
+
+
 def _locate(app: App, text: str, *, yes: bool) -> Installed:
     """Return the installed model, or pull it after asking."""
     name = names.parse(text)
@@ -173,7 +209,7 @@ def _locate(app: App, text: str, *, yes: bool) -> Installed:
 
 @contextmanager
 def opened(app: App, model: Installed, want: Want) -> Iterator[Engine]:
-    """Load a model, showing how far it is on a terminal, and end its worker afterwards."""
+    """Open a model, showing how far it is on a terminal, and leave its worker afterwards."""
     shows = sys.stderr.isatty()
 
     def loading(fraction: float) -> None:

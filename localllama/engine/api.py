@@ -19,7 +19,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How the next token is chosen. Names and meanings are llama.cpp's and Ollama's.
 
     ``temperature`` 0 is greedy. ``seed`` None = a fresh one each time. ``max_tokens`` -1 = until
-    the model stops or the context is full. ``repeat_last_n`` -1 = the whole context.
+    the model stops or the context is full. ``repeat_last_n`` and ``dry_penalty_last_n`` -1 = the
+    whole context. ``mirostat`` 1 or 2 replaces all but temperature and ``logit_bias`` (token id to
+    what is added to its score). ``grammar`` (GBNF) or ``schema`` (JSON Schema), if not empty, binds
+    the reply.
     """
 
     temperature: float = 0.8
@@ -31,10 +34,23 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     repeat_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
     seed: int | None = None
     stop: tuple[str, ...] = ()
     max_tokens: int = -1
-    grammar: str = ""  # GBNF that the reply must follow, empty = free
+    ignore_eos: bool = False
+    logit_bias: dict[int, float] = {}
+    grammar: str = ""
+    schema: str = ""
 
 
 class LoadOptions(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
@@ -52,6 +68,17 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     fallback_template: str = ""
     gpu_layers: int = -1
     threads: int = 0
+    slots: int = 1  # conversations that can be answered at once, out of one pool of cells
+    batch_tokens: int = 512
+    kv_type: str = "f16"  # of K and V, as llama.cpp spells it: f16, q8_0, q4_0
+    tensor_split: tuple[float, ...] = ()  # share of each GPU, empty = llama.cpp's choice
+    main_gpu: int = 0
+    mmap: bool = True
+    mlock: bool = False
+    repack: bool = True  # CPU: let ggml keep weights in a second, faster layout
+    flash_attention: bool | None = None  # None = llama.cpp decides
+    speculate: bool = True  # guess tokens by looking them up in the context
+    keep_alive_seconds: float = 0.0  # without a client; negative = for ever
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -1,51 +1,134 @@
-"""The tokens whose keys and values a context holds; stays true whatever happens to a decode."""
+"""Which sequence of the context holds which tokens, and how many cells that takes.
+
+Stays true whatever happens to a decode. Sequences may share the cells of a common beginning.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field
+from itertools import count
 
-from localllama.errors import EngineError
 from localllama.native.llama import Context
 
 
-class PromptCache:
-    """``tokens`` is exactly what the context has evaluated."""
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """``tokens`` is exactly what llama.cpp's sequence ``id`` has evaluated.
 
-    def __init__(self, context: Context) -> None:
+    ``live`` = a reply is using it; the others are kept for their tokens alone.
+    """
+
+    id: int
+    tokens: list[int] = field(default_factory=list)
+    live: bool = False
+    used_at: int = 0  # on a clock that ticks with every release
+
+
+class Cache:
+    """The sequences of one context; ``cells`` is what they may hold together.
+
+    ``divisible`` = any beginning of a sequence can be kept or shared, not only all of it.
+    """
+
+    def __init__(self, context: Context, cells: int, sequences: int, *, divisible: bool) -> None:
         self._context = context
-        self.tokens: list[int] = []
+        self._cells = cells
+        self._divisible = divisible
+        self.sequences = [Sequence(id) for id in range(sequences)]
+        # How many cells at their beginning two sequences have in common, by their ids.
+        self._common: dict[frozenset[int], int] = {}
+        self._clock = count(1)
+        self.used_cells = 0
 
-    def keep_prefix(self, prompt: Sequence[int]) -> int:
-        """Keep what ``prompt`` begins with, forget the rest; return how many tokens that is.
+    @property
+    def free_cells(self) -> int:
+        """How many tokens can be evaluated without evicting anything."""
+        return self._cells - self.used_cells
 
-        At least the last token of the prompt is forgotten: evaluating it gives the first logits.
+    def fits(self, prompt: Tokens[int], reserve_tokens: int) -> bool:
+        """Whether a prompt and that many more tokens have room beside the live sequences."""
+        live = [sequence for sequence in self.sequences if sequence.live]
+        shared = max((self._usable(sequence, prompt) for sequence in live), default=0)
+        return self._count(live) + len(prompt) - shared + reserve_tokens <= self._cells
+
+    def claim(self, prompt: Tokens[int]) -> Sequence:
+        """Return a sequence that is live now and holds the longest known beginning of ``prompt``.
+
+        At least the last token of the prompt is left out: evaluating it gives the first logits.
+        There must be a sequence that is not live.
         """
-        length = min(_common_prefix(self.tokens, prompt), len(prompt) - 1)
-        if length < len(self.tokens):
-            self._cut(length)
-        return len(self.tokens)
-
-    def append(self, tokens: Sequence[int]) -> bool:
-        """Evaluate ``tokens`` after the others; False when an abort callback stopped it."""
-        try:
-            done = self._context.decode(tokens, len(self.tokens))
-        except EngineError:
-            self._cut(len(self.tokens))
-            raise
-        if done:
-            self.tokens += tokens
+        source = max(self.sequences, key=lambda sequence: self._usable(sequence, prompt))
+        length = self._usable(source, prompt)
+        idle = sorted((s for s in self.sequences if not s.live), key=lambda s: s.used_at)
+        if source in idle and (length == len(source.tokens) or len(idle) == 1):
+            target = source
+        else:  # what else the source holds may be asked for again
+            target = next(sequence for sequence in idle if sequence is not source)
+        if target is source:
+            self.cut(target, length)
         else:
-            self._cut(len(self.tokens))
-        return done
+            self.cut(target, 0)
+            self._share(source, target, length)
+        target.live = True
+        return target
 
-    def _cut(self, length: int) -> None:
-        if self._context.cut(length):
-            del self.tokens[length:]
-        else:
-            self._context.clear()
-            self.tokens.clear()
+    def release(self, sequence: Sequence) -> None:
+        """The reply is over; keep the tokens until their cells are needed."""
+        sequence.live = False
+        sequence.used_at = next(self._clock)
+
+    def make_room(self, cells: int) -> bool:
+        """Evict idle sequences, the least recently used first, until ``cells`` are free."""
+        idle = sorted((s for s in self.sequences if not s.live), key=lambda s: s.used_at)
+        for sequence in idle:
+            if self.free_cells >= cells:
+                break
+            self.cut(sequence, 0)
+        return self.free_cells >= cells
+
+    def extend(self, sequence: Sequence, tokens: Tokens[int]) -> None:
+        """``tokens`` have been evaluated after the others of the sequence."""
+        sequence.tokens += tokens
+        self.used_cells += len(tokens)
+
+    def cut(self, sequence: Sequence, length: int) -> None:
+        """Keep ``length`` tokens of a sequence at most, none if it cannot be cut there."""
+        if not self._context.cut(sequence.id, length):
+            self._context.cut(sequence.id, length := 0)
+        del sequence.tokens[length:]
+        for pair, common in self._common.items():
+            if sequence.id in pair:
+                self._common[pair] = min(common, length)
+        self.used_cells = self._count(self.sequences)
+
+    def _share(self, source: Sequence, target: Sequence, length: int) -> None:
+        self._context.share(source.id, target.id, length)
+        target.tokens = source.tokens[:length]
+        for other in self.sequences:
+            if other is not source and other is not target:
+                pair = frozenset((target.id, other.id))
+                self._common[pair] = min(length, self._common_cells(source, other))
+        self._common[frozenset((source.id, target.id))] = length
+        self.used_cells = self._count(self.sequences)
+
+    def _common_cells(self, one: Sequence, other: Sequence) -> int:
+        return self._common.get(frozenset((one.id, other.id)), 0)
+
+    def _count(self, sequences: list[Sequence]) -> int:
+        """How many cells they hold; those of each that no earlier one holds, summed up."""
+        return sum(
+            len(s.tokens) - max((self._common_cells(s, t) for t in sequences[:i]), default=0)
+            for i, s in enumerate(sequences)
+        )
+
+    def _usable(self, sequence: Sequence, prompt: Tokens[int]) -> int:
+        """How many tokens of ``prompt`` need not be evaluated for having this sequence."""
+        length = min(common_prefix(sequence.tokens, prompt), len(prompt) - 1)
+        return length if self._divisible or length == len(sequence.tokens) else 0
 
 
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix(one: Tokens[int], other: Tokens[int]) -> int:
+    """Return how many tokens both begin with."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -1,24 +1,24 @@
-"""A front end's side of a worker: starts it, streams replies, explains its death.
+"""A front end's side of a worker: starts or joins it, streams replies, explains its death.
 
-Knows no llama.cpp; the protocol is api.py over wire.py.
+Knows no llama.cpp; what is said is in protocol.py, over wire.py.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import subprocess
-import sys
-import tempfile
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from datetime import UTC, datetime
+from itertools import count
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
+import psutil
+
+from localllama.engine import launch, wire
 from localllama.engine import sampling as parameters
-from localllama.engine import wire
 from localllama.engine.api import (
     Cancel,
     Done,
@@ -28,80 +28,119 @@ from localllama.engine.api import (
     Loading,
     LoadOptions,
     Message,
-    Prefill,
     Ready,
     Reply,
-    Request,
     Sampling,
-    Text,
 )
+from localllama.engine.protocol import WORKER, Answered, Asked, KeepAlive, Start, Status
+from localllama.engine.registry import Label, Record, Registry
 from localllama.errors import ContextFull, EngineError, LocalLlamaError, WorkerDied
 from localllama.files import storing
 
-_EXIT_SECONDS = 10.0  # a worker that hung up ends at once; after this it is killed
-_KEPT_LOGS = 10
-_LOG_TAIL_BYTES = 4000
+_EXIT_SECONDS = 10.0  # a worker answers the end of a connection at once, unless it hangs
+
+# What a stream waits for: a reply, Cancel from another thread, None when the worker is gone.
+_Inbox = SimpleQueue[Reply | Status | Cancel | None]
 
 
 class Engine:
-    """A loaded model in a worker process; made by Engine.start(), ended by close().
+    """A loaded model in a worker process; made by start() or join(), left by close().
 
-    One reply at a time. ``ready`` tells what was loaded.
+    Several replies can be under way at once, each in a thread of its own. ``ready`` tells what was
+    loaded, once wait_ready() has returned.
     """
 
     ready: Ready
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, log: Path) -> None:
-        self._process = process
+    def __init__(
+        self, sock: socket.socket, registry: Registry, record: Record, child: launch.Child | None
+    ) -> None:
+        self.record = record
         self._sock = sock
-        self._log = log
-        self._receiver = wire.Receiver[Reply](sock, Reply)
-        self._running = False  # a Generate was sent whose Done has not come
-        self._cancelled = False
+        self._registry = registry
+        self._child = child  # None = somebody else's
+        self._ids = count(WORKER + 1)
+        self._inboxes: dict[int, _Inbox] = {WORKER: _Inbox()}
+        self._sending = threading.Lock()
+        self._closed = False
+        self._farewell: Failed | None = None  # why the worker has ended, in its own words
         self._death: WorkerDied | None = None
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @classmethod
+    def start(cls, options: LoadOptions, registry: Registry, label: Label) -> Self:
+        """Start a worker that loads ``options`` and be its first client; needs registry.lock().
+
+        Raises EngineError, StoreError.
+        """
+        id, listener = registry.listen()
+        sock = socket.socket(socket.AF_UNIX)
+        process = None
+        try:
+            with listener, storing(registry.logs):
+                sock.connect(str(registry.socket(id)))
+                wire.send(sock, Asked(WORKER, KeepAlive(options.keep_alive_seconds)))
+                process = launch.spawn(listener.fileno(), registry.new_log(id))
+                record = Record(
+                    id=id,
+                    pid=process.pid,
+                    process_started=psutil.Process(process.pid).create_time(),
+                    label=label,
+                    context_length=options.context_length,
+                    started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                )
+                # Before it goes on: a worker that fails at once must find its record to remove it.
+                registry.publish(record)
+                launch.hand_over(process, Start(options, tuple(map(str, registry.files(id)))))
+        except BaseException:
+            sock.close()
+            if process is not None:
+                process.kill()
+                launch.Child(process)
+            for file in registry.files(id):
+                file.unlink(missing_ok=True)
+            raise
+        return cls(sock, registry, record, launch.Child(process))
+
+    @classmethod
+    def join(cls, record: Record, registry: Registry, keep_alive_seconds: float) -> Self | None:
+        """Become a client of a worker that is there; None when it has gone or hangs."""
+        try:
+            sock = registry.connect(record)
+            if sock is not None:
+                wire.send(sock, Asked(WORKER, KeepAlive(keep_alive_seconds)))
+        except (TimeoutError, BrokenPipeError):
+            return None
+        return cls(sock, registry, record, None) if sock else None
 
     @property
     def pid(self) -> int:
         """The worker's process id."""
-        return self._process.pid
+        return self.record.pid
 
-    @classmethod
-    def start(
-        cls,
-        options: LoadOptions,
-        *,
-        log_dir: Path,
-        on_progress: Callable[[Loading], None] | None = None,
-    ) -> Self:
-        """Start a worker and load the model; return when it is ready.
+    @property
+    def joined(self) -> bool:
+        """Whether somebody else started the worker."""
+        return self._child is None
+
+    def wait_ready(self, on_progress: Callable[[float], None] | None = None) -> Self:
+        """Return when the model is loaded; ``on_progress`` gets fractions from 0 to 1.
 
         Raises what loading raises (BadFile, DoesNotFit, StoreError, InvalidParameter) and
-        WorkerDied.
+        WorkerDied; then the engine is closed.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                process, log = _spawn(theirs, log_dir)
-            except BaseException:
-                ours.close()
-                raise
-        engine = cls(process, ours, log)
         try:
-            engine._load(options, on_progress)
+            while True:
+                reply = self._take(WORKER)
+                if isinstance(reply, Ready):
+                    self.ready = reply
+                    return self
+                if isinstance(reply, Loading) and on_progress is not None:
+                    on_progress(reply.fraction)
         except BaseException:
-            engine.close()
+            self.close()
             raise
-        return engine
-
-    def _load(self, options: LoadOptions, on_progress: Callable[[Loading], None] | None) -> None:
-        self._send(options)
-        while True:
-            reply = self._receive()
-            if isinstance(reply, Ready):
-                self.ready = reply
-                return
-            if isinstance(reply, Loading) and on_progress is not None:
-                on_progress(reply)
 
     def stream(
         self,
@@ -122,62 +161,50 @@ class Engine:
         return self._events(Generate(sampling, tuple(messages), prompt, reserve_tokens, think))
 
     def _events(self, request: Generate) -> Generator[Event, None, None]:
-        if self._running:
-            raise EngineError("the model is still busy with another reply")
-        self._cancelled = False
-        self._send(request)
-        self._running = True
-        if self._cancelled:  # asked for while the request was on its way
-            self._send(Cancel())
+        id = next(self._ids)
+        self._inboxes[id] = _Inbox()
+        over = False
         try:
-            while self._running:
-                yield self._next_event()
-        finally:
-            with suppress(WorkerDied):  # who stopped listening learns of it at the next request
-                self._drain()
-
-    def _next_event(self) -> Event:
-        try:
-            reply = self._receive()
+            self._send(id, request)
+            while not over:
+                event = self._take(id)
+                if isinstance(event, Loading | Ready | Status):
+                    raise EngineError("the model process answered something else than was asked")
+                over = isinstance(event, Done)
+                yield event
         except LocalLlamaError:
-            self._running = False
+            over = True
             raise
-        if isinstance(reply, Done):
-            self._running = False
-        elif isinstance(reply, Loading | Ready):
-            raise EngineError("the model process answered something else than was asked")
-        return reply
-
-    def _drain(self) -> None:
-        """After an early end: stop the worker's reply and skip what it had sent already."""
-        if self._running:
-            self._send(Cancel())
-        while self._running:
-            self._next_event()
+        finally:
+            del self._inboxes[id]  # what is still on its way is dropped
+            if not over:
+                with suppress(
+                    EngineError
+                ):  # who stopped listening learns of it at the next request
+                    self._send(id, Cancel())
 
     def cancel(self) -> None:
-        """Stop the running reply, if any; its stream goes on to Done(reason="cancelled").
+        """Stop the running replies, if any; their streams go on to Done(reason="cancelled").
 
         May be called from another thread or a signal handler.
         """
-        self._cancelled = True
-        if self._running:
-            with suppress(OSError):  # a dead worker is for the stream to explain
-                wire.send(self._sock, Cancel())
+        # Each stream's own thread sends it: this one may be in the middle of sending.
+        for id, inbox in list(self._inboxes.items()):
+            if id != WORKER:
+                inbox.put(Cancel())
 
     def close(self) -> None:
-        """End the worker and wait until it is gone."""
+        """Leave the worker; with a keep-alive of 0 the last client also waits until it is gone."""
+        if self._closed:
+            return
+        self._closed = True
         with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+            self._sock.shutdown(socket.SHUT_WR)
+        # The worker closes its side when it stays, the end of its process does when it goes.
+        self._reader.join(_EXIT_SECONDS)
         self._sock.close()
-        self._running = False
-        try:
-            self._process.wait(_EXIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._death is None:  # the log of a crash stays for whoever looks into it
-            self._log.unlink(missing_ok=True)
+        if self._child and not self._registry.socket(self.record.id).exists():
+            self._child.exit_status(_EXIT_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -190,103 +217,54 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _send(self, request: Request) -> None:
-        if self._death is not None:
-            raise self._death
-        if self._sock.fileno() < 0:
-            raise EngineError("the model was unloaded")
-        try:
-            wire.send(self._sock, request)
-        except OSError as error:
-            raise self._died() from error
+    def _read(self) -> None:
+        """Give every reply to the stream that waits for it; ends with the connection."""
+        receiver = wire.Receiver[Answered](self._sock, Answered)
+        with suppress(OSError, EngineError):  # a stream out of step is as good as ended
+            while (answer := receiver.receive()) is not None:
+                if answer.id == WORKER and isinstance(answer.reply, Failed):
+                    self._farewell = answer.reply
+                if (inbox := self._inboxes.get(answer.id)) is not None:
+                    inbox.put(answer.reply)
+        for inbox in list(self._inboxes.values()):
+            inbox.put(None)
 
-    def _receive(self) -> Loading | Ready | Prefill | Text | Done:
-        reply = self._receiver.receive()
+    def _take(self, id: int) -> Ready | Loading | Event | Status:
+        """Return the next reply to a request; raises its failure, and WorkerDied."""
+        inbox = self._inboxes[id]
+        while isinstance(reply := inbox.get(), Cancel):
+            self._send(id, reply)
         if reply is None:
             raise self._died()
         if isinstance(reply, Failed):
             raise _error(reply)
         return reply
 
-    def _died(self) -> WorkerDied:
-        """Reap the worker and say how it ended."""
-        self._sock.close()
+    def _send(self, id: int, request: Generate | Cancel) -> None:
+        if self._closed:
+            raise EngineError("the model was unloaded")
+        if self._death is not None:
+            raise self._death
         try:
-            status = self._process.wait(_EXIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            status = self._process.wait()
-        log = _tail(self._log)
-        how, hint = _explain(status)
-        self._death = WorkerDied(f"the process that held the model is gone: {how}", hint, log)
+            with self._sending:
+                wire.send(self._sock, Asked(id, request))
+        except OSError as error:
+            raise self._died() from error
+
+    def _died(self) -> WorkerDied:
+        """Say how the worker ended."""
+        if self._death is None:
+            self._reader.join(_EXIT_SECONDS)
+            if self._farewell:
+                self._death = WorkerDied(self._farewell.message, self._farewell.hint)
+            else:
+                status = self._child.exit_status(_EXIT_SECONDS) if self._child else None
+                how, hint = launch.explain(status)
+                log = launch.tail(self._registry.log(self.record.id))
+                message = f"the process that held the model is gone: {how}"
+                self._death = WorkerDied(message, hint, log)
+            self._registry.forget(self.record.id)
         return self._death
-
-
-def _spawn(theirs: socket.socket, log_dir: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    with storing(log_dir):
-        log_dir.mkdir(parents=True, exist_ok=True)
-        _drop_old_logs(log_dir)
-        log, name = tempfile.mkstemp(prefix="worker-", suffix=".log", dir=log_dir)  # mode 0600
-    environment = {
-        **os.environ,
-        # The modules this process would import; -P: not those in the current folder by chance.
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "GGML_NO_BACKTRACE": "1",  # an abort would start gdb and take seconds to end
-    }
-    command = [sys.executable, "-P", "-m", "localllama.engine.worker", str(theirs.fileno())]
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,  # Ctrl-C in the terminal belongs to the front end
-        )
-    except OSError as error:
-        raise EngineError(f"cannot start a process for the model: {error.strerror}") from error
-    finally:
-        os.close(log)
-    return process, Path(name)
-
-
-def _drop_old_logs(log_dir: Path) -> None:
-    """Logs stay when a worker crashed or its front end was killed; a few are enough."""
-    for log in sorted(log_dir.glob("worker-*.log"), key=_modified_at)[: 1 - _KEPT_LOGS]:
-        log.unlink(missing_ok=True)
-
-
-def _modified_at(log: Path) -> float:
-    try:
-        return log.stat().st_mtime
-    except FileNotFoundError:  # another process was quicker
-        return 0.0
-
-
-def _tail(log: Path) -> str:
-    try:
-        data = log.read_bytes()
-    except OSError:
-        return ""
-    return data[-_LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
-
-
-def _explain(status: int) -> tuple[str, str]:
-    """What an exit status says, and what to do about it."""
-    if status == -signal.SIGKILL:
-        return (
-            "it was killed (signal 9); the system may have run out of memory",
-            "choose a smaller context length or quantization type",
-        )
-    if status == -signal.SIGABRT:
-        return (
-            "llama.cpp stopped itself (abort)",
-            "the log says why; if the file may be damaged: localllama verify NAME",
-        )
-    if status < 0:
-        return f"it crashed ({signal.Signals(-status).name})", "the log may say why"
-    return f"it ended with exit code {status}", "the log may say why"
 
 
 def _error(failed: Failed) -> LocalLlamaError:

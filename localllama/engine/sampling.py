@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import msgspec
 
+from localllama.engine import grammar, schema
 from localllama.engine.api import Sampling
 from localllama.errors import InvalidParameter
 
 DEFAULT = "default"  # the origin of a value that nobody set
 _ANY_INT = 2**31 - 1
+_FLAGS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
 _LARGEST_SEED = 2**32 - 2  # llama.cpp reads 2**32 - 1 as "choose one"
 
 
@@ -25,12 +27,12 @@ _LARGEST_SEED = 2**32 - 2  # llama.cpp reads 2**32 - 1 as "choose one"
 class Parameter:
     """One sampling parameter: ``name`` is the field of Sampling, ``aliases`` are other spellings.
 
-    ``kind`` is float, int or str (texts, one or several); ``low`` and ``high`` are inclusive, for
-    texts the bounds of their length in characters.
+    ``kind`` is float, int, bool, str (texts, one or several) or dict (token id to number); ``low``
+    and ``high`` are inclusive, for texts the bounds of their length in characters.
     """
 
     name: str
-    kind: type[float] | type[int] | type[str]
+    kind: type[float] | type[int] | type[bool] | type[str] | type[dict[int, float]]
     low: float
     high: float
     help: str
@@ -46,6 +48,10 @@ class Parameter:
         """The accepted values, in words."""
         if self.kind is str:
             return f"one or more texts of {self.low:g} to {self.high:g} characters"
+        if self.kind is bool:
+            return "true or false"
+        if self.kind is dict:
+            return f"token ids with a number from {self.low:g} to {self.high:g} each"
         what = "a whole number" if self.kind is int else "a number"
         return f"{what} from {self.low:.12g} to {self.high:.12g}"
 
@@ -56,6 +62,10 @@ class Parameter:
         """
         if self.kind is str:
             return self._texts(value)
+        if self.kind is bool:
+            return self._flag(value)
+        if self.kind is dict:
+            return self._numbers_by_token(value)
         number = self._number(value)
         if number is None or not self.low <= number <= self.high:
             raise self._refuse(value)
@@ -85,6 +95,27 @@ class Parameter:
             if not isinstance(text, str) or not self.low <= len(text) <= self.high:
                 raise self._refuse(text)
         return tuple(texts)
+
+    def _flag(self, value: object) -> bool:
+        flag = _FLAGS.get(value.lower()) if isinstance(value, str) else value
+        if not isinstance(flag, bool):
+            raise self._refuse(value)
+        return flag
+
+    def _numbers_by_token(self, value: object) -> dict[int, float]:
+        """Take a mapping (JSON has its token ids as texts), or a text like ``50=-100 51=2``."""
+        given: object = value
+        if isinstance(value, str):
+            given = dict(part.partition("=")[::2] for part in value.replace(",", " ").split())
+        if not isinstance(given, Mapping):
+            raise self._refuse(value)
+        biases: dict[int, float] = {}
+        for token, bias in given.items():
+            number = self._number(bias)
+            if not str(token).isdecimal() or number is None or not self.low <= number <= self.high:
+                raise self._refuse(value)
+            biases[int(token)] = float(number)
+        return biases
 
     def _refuse(self, value: object) -> InvalidParameter:
         shown = repr(value) if len(repr(value)) <= 40 else repr(value)[:37] + "..."
@@ -156,6 +187,80 @@ PARAMETERS: tuple[Parameter, ...] = (
         "Take this from the score of a token each time that it came lately.",
     ),
     Parameter(
+        "dry_multiplier",
+        float,
+        0,
+        100,
+        "How strongly to avoid tokens that would repeat a sequence (DRY); 0 turns it off.",
+    ),
+    Parameter(
+        "dry_base",
+        float,
+        1,
+        100,
+        "How much stronger for each further token that the sequence is long.",
+    ),
+    Parameter(
+        "dry_allowed_length",
+        int,
+        0,
+        _ANY_INT,
+        "Sequences up to this many tokens may come again.",
+    ),
+    Parameter(
+        "dry_penalty_last_n",
+        int,
+        -1,
+        _ANY_INT,
+        "How many latest tokens to look through for them; 0 means none, -1 the whole context.",
+        ("dry_range",),
+    ),
+    Parameter(
+        "dry_sequence_breakers",
+        str,
+        1,
+        40,
+        "Texts that no such sequence goes across.",
+        ("dry_sequence_breaker",),
+    ),
+    Parameter(
+        "xtc_probability",
+        float,
+        0,
+        1,
+        "How often to leave out the most probable of several good tokens; 0 turns it off.",
+    ),
+    Parameter(
+        "xtc_threshold",
+        float,
+        0,
+        1,
+        "The probability that makes a token one of those; above 0.5 turns it off.",
+    ),
+    Parameter(
+        "mirostat",
+        int,
+        0,
+        2,
+        "Keep the text equally surprising by version 1 or 2, instead of top_k and its like.",
+    ),
+    Parameter(
+        "mirostat_tau",
+        float,
+        0,
+        100,
+        "How surprising: low for focused text, high for varied text.",
+        ("mirostat_ent",),
+    ),
+    Parameter(
+        "mirostat_eta",
+        float,
+        0,
+        1,
+        "How quickly mirostat corrects itself.",
+        ("mirostat_lr",),
+    ),
+    Parameter(
         "seed",
         int,
         -1,
@@ -170,6 +275,20 @@ PARAMETERS: tuple[Parameter, ...] = (
         _ANY_INT,
         "The longest reply in tokens; -1 means until the model ends it or the context is full.",
         ("num_predict", "n_predict"),
+    ),
+    Parameter(
+        "ignore_eos",
+        bool,
+        0,
+        1,
+        "Go on after the model has ended its reply, up to max_tokens.",
+    ),
+    Parameter(
+        "logit_bias",
+        dict,
+        -100,
+        100,
+        "Add to the scores of single tokens; -100 as good as forbids one.",
     ),
 )
 _BY_SPELLING = {name: p for p in PARAMETERS for name in p.spellings}
@@ -205,11 +324,20 @@ def from_gguf(metadata: Mapping[str, object]) -> dict[str, object]:
 
 
 def validate(sampling: Sampling) -> None:
-    """Raise InvalidParameter unless every value has its type and lies in its range."""
+    """Raise InvalidParameter unless every value has its type and lies in its range.
+
+    A grammar must parse, and every keyword of a schema be one that can be kept to.
+    """
     for parameter in PARAMETERS:
         value = getattr(sampling, parameter.name)
         if value is not None or parameter.name != "seed":
             parameter.convert(value)
+    if sampling.grammar and sampling.schema:
+        raise InvalidParameter("a reply can follow a grammar or a schema, not both")
+    if sampling.grammar:
+        grammar.check(sampling.grammar)
+    if sampling.schema:
+        schema.definitions(sampling.schema)
 
 
 def resolve(layers: Sequence[tuple[str, Mapping[str, object]]]) -> Resolved:

@@ -1,4 +1,4 @@
-"""llama.cpp's C API with Python types: library, model, vocabulary, context, sampler chain.
+"""llama.cpp's C API with Python types: library, model, vocabulary, context.
 
 Knows tokens and memory; knows no chat, no sockets, no request.
 """
@@ -6,9 +6,9 @@ Knows tokens and memory; knows no chat, no sockets, no request.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llama_cpp import llama_cpp as c
@@ -24,11 +24,22 @@ from localllama.errors import (
     UnsupportedFile,
 )
 
-_SEQUENCE = 0
 _INFO, _WARN, _ERROR = 2, 3, 4  # ggml_log_level; 1 is debug, 5 continues the line before
-# Tokens read in one llama_decode, and the step in which a cancelled prefill on a GPU stops: there
-# the abort callback is not asked.
-_BATCH_TOKENS = 512
+_LOAD_MODES = {  # by mmap, mlock
+    (True, False): c.LLAMA_LOAD_MODE_AUTO,
+    (True, True): c.LLAMA_LOAD_MODE_MMAP_MLOCK,
+    (False, True): c.LLAMA_LOAD_MODE_MLOCK,
+    (False, False): c.LLAMA_LOAD_MODE_NONE,
+}
+KV_TYPES = {
+    "f16": c.GGML_TYPE_F16,
+    "f32": c.GGML_TYPE_F32,
+    "q8_0": c.GGML_TYPE_Q8_0,
+    "q5_1": c.GGML_TYPE_Q5_1,
+    "q5_0": c.GGML_TYPE_Q5_0,
+    "q4_1": c.GGML_TYPE_Q4_1,
+    "q4_0": c.GGML_TYPE_Q4_0,
+}
 
 
 class Library:
@@ -60,17 +71,33 @@ class Library:
         return "\n".join(self._problems)
 
     def load(
-        self, paths: Sequence[str], *, gpu_layers: int, on_progress: Callable[[float], object]
+        self,
+        paths: Sequence[str],
+        *,
+        gpu_layers: int,
+        on_progress: Callable[[float], object],
+        tensor_split: Sequence[float] = (),
+        main_gpu: int = 0,
+        mmap: bool = True,
+        mlock: bool = False,
+        repack: bool = True,
     ) -> Model:
         """Load the model in ``paths`` (its parts in order); ``gpu_layers`` -1 = all.
 
-        Raises StoreError for a file that cannot be read, InvalidGGUF, UnsupportedFile, DoesNotFit.
+        ``tensor_split`` is each GPU's share, () = llama.cpp's choice. Raises StoreError for a file
+        that cannot be read, InvalidGGUF, UnsupportedFile, DoesNotFit.
         """
         for path in paths:
             _require_readable(path)
         params = c.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
-        # Kept in a name: ctypes does not keep a callback alive that sits in a structure.
+        params.main_gpu = main_gpu
+        params.load_mode = _LOAD_MODES[mmap, mlock]
+        params.use_extra_bufts = repack
+        # Kept in names: ctypes does not keep alive what a structure points to.
+        split = (ctypes.c_float * c.llama_max_devices())(*tensor_split)
+        if tensor_split:
+            params.tensor_split = split
         progress = c.llama_progress_callback(lambda done, _: on_progress(done) is not False)
         params.progress_callback = progress
         parts = (ctypes.c_char_p * len(paths))(*(path.encode() for path in paths))
@@ -96,20 +123,41 @@ class Model:
         source = c.llama_model_chat_template(self._pointer, None)
         return source.decode("utf-8", "replace") if source else ""
 
-    def context(self, context_length: int, *, threads: int) -> Context:
-        """Make a context of ``context_length`` tokens for one sequence; raises DoesNotFit."""
-        params = c.llama_context_default_params()
-        params.n_ctx = context_length
-        params.n_batch = params.n_ubatch = min(_BATCH_TOKENS, context_length)
-        params.n_seq_max = 1
-        # Only the last token of a batch is sampled. With the default, a row of logits for every
-        # token of a batch, a vocabulary of 128k takes 250 MiB more.
-        params.n_outputs_max = 1
+    @property
+    def recurrent(self) -> bool:
+        """Whether a sequence is (also) a state, which can neither be cut nor shared in part."""
+        return bool(
+            c.llama_model_is_recurrent(self._pointer) or c.llama_model_is_hybrid(self._pointer)
+        )
+
+    def context(
+        self,
+        cells: int,
+        *,
+        threads: int,
+        sequences: int = 1,
+        outputs: int = 1,
+        batch_tokens: int = 512,
+        kv_type: str = "f16",
+        flash_attention: bool | None = None,
+    ) -> Context:
+        """Make a context of ``cells`` tokens, which its sequences share; raises DoesNotFit.
+
+        A batch has at most ``batch_tokens`` tokens and ``outputs`` rows of logits.
+        """
+        params = context_params(
+            cells,
+            sequences=sequences,
+            outputs=outputs,
+            batch_tokens=batch_tokens,
+            kv_type=kv_type,
+            flash_attention=flash_attention,
+        )
         params.n_threads = params.n_threads_batch = threads
         self._library._problems.clear()
         pointer = c.llama_init_from_model(self._pointer, params)
         if not pointer:
-            raise _context_error(self._library.problems, context_length)
+            raise _context_error(self._library.problems, cells)
         return Context(self, pointer)
 
     def close(self) -> None:
@@ -178,8 +226,39 @@ class Vocab:
         return ends
 
 
+def context_params(
+    cells: int,
+    *,
+    sequences: int,
+    outputs: int,
+    batch_tokens: int,
+    kv_type: str,
+    flash_attention: bool | None,
+) -> c.llama_context_params:
+    """Return llama.cpp's parameters of such a context; raises InvalidParameter for a KV type."""
+    if kv_type not in KV_TYPES:
+        raise InvalidParameter(
+            f"{kv_type} is not a type that the KV cache can have", f"use {', '.join(KV_TYPES)}"
+        )
+    params: c.llama_context_params = c.llama_context_default_params()
+    params.n_ctx = cells
+    params.n_seq_max = sequences
+    # A row of logits for every token of a batch, the default, would take 250 MiB more with a
+    # vocabulary of 128k. llama.cpp wants at least one for each sequence.
+    params.n_outputs_max = max(outputs, sequences)
+    params.n_batch = params.n_ubatch = max(min(batch_tokens, cells), params.n_outputs_max)
+    # One pool of cells: with a stream for each sequence, no part of a prefix can be shared.
+    params.kv_unified = True
+    params.type_k = params.type_v = KV_TYPES[kv_type]
+    params.flash_attn_type = -1 if flash_attention is None else int(flash_attention)
+    return params
+
+
 class Context:
-    """The memory of one sequence of tokens (KV cache) and the computation on it."""
+    """A pool of ``length`` cells (KV cache) for several sequences, and the computation on them.
+
+    A batch is put together by add() and evaluated by decode().
+    """
 
     def __init__(self, model: Model, pointer: int) -> None:
         self._model = model
@@ -188,148 +267,94 @@ class Context:
         self.length: int = c.llama_n_ctx(pointer)
         self.batch_tokens: int = c.llama_n_batch(pointer)
         self._batch = c.llama_batch_init(self.batch_tokens, 0, 1)
+        self._filled = 0
         # Reading a field of a ctypes structure makes a new pointer object each time.
         self._tokens, self._positions = self._batch.token, self._batch.pos
         self._wants_logits = self._batch.logits
+        self._sequences = [self._batch.seq_id[i] for i in range(self.batch_tokens)]
         for i in range(self.batch_tokens):
             self._batch.n_seq_id[i] = 1
-            self._batch.seq_id[i][0] = _SEQUENCE
-            self._wants_logits[i] = 0
 
-    def decode(self, tokens: Sequence[int], position: int) -> bool:
-        """Evaluate at most ``batch_tokens`` tokens from ``position`` on; logits for the last one.
+    def add(self, sequence: int, position: int, tokens: Sequence[int], outputs: int = 0) -> int:
+        """Put tokens of a sequence from ``position`` on into the next batch.
 
-        False when an abort callback stopped it; raises EngineError when llama.cpp cannot.
+        Logits are computed for the last ``outputs`` of them; returns the index of the first of
+        those for Sampler.sample().
         """
-        last = len(tokens) - 1
-        for i, token in enumerate(tokens):
+        begin = self._filled
+        self._filled = end = begin + len(tokens)
+        first_output = end - outputs
+        for i, token in enumerate(tokens, begin):
             self._tokens[i] = token
-            self._positions[i] = position + i
-        self._batch.n_tokens = last + 1
-        self._wants_logits[last] = 1
-        status: int = c.llama_decode(self._pointer, self._batch)
-        self._wants_logits[last] = 0
-        if status == 2:
-            return False
-        if status != 0:
+            self._positions[i] = position + i - begin
+            self._sequences[i][0] = sequence
+            self._wants_logits[i] = i >= first_output
+        return first_output
+
+    def decode(self, stop: Callable[[], bool] | None = None) -> bool:
+        """Evaluate the batch; False when ``stop``, asked all the time, said so.
+
+        Raises EngineError when llama.cpp cannot. In both cases the sequences of the batch may hold
+        some of it: cut() them. ``stop`` is for prefill, where it is free: asked after every node of
+        the graph, a Python callback costs 14 % of the decode speed of a small model.
+        """
+        self._batch.n_tokens, self._filled = self._filled, 0
+        if stop is None:
+            status: int = c.llama_decode(self._pointer, self._batch)
+        else:
+            callback = c.ggml_abort_callback(lambda _: stop())
+            c.llama_set_abort_callback(self._pointer, callback, None)
+            status = c.llama_decode(self._pointer, self._batch)
+            c.llama_set_abort_callback(self._pointer, c.ggml_abort_callback(0), None)
+        if status not in (0, 2):
             raise EngineError(
                 f"llama.cpp could not evaluate the text (code {status})",
                 "load the model again; if it happens again, use a smaller context",
             )
-        return True
+        return status == 0
 
-    def cut(self, length: int) -> bool:
-        """Forget everything from position ``length`` on; False where this memory cannot be cut.
+    def cut(self, sequence: int, length: int) -> bool:
+        """Make a sequence forget all from position ``length`` on; False where it cannot be cut.
 
-        Recurrent models keep a state, not positions: only clear() goes back for them.
+        Recurrent models keep a state, not positions: they only forget everything (length 0).
         """
-        done: bool = c.llama_memory_seq_rm(self._memory, _SEQUENCE, length, -1)
+        done: bool = c.llama_memory_seq_rm(self._memory, sequence, length, -1)
         return done
 
-    def clear(self) -> None:
-        """Forget everything."""
-        c.llama_memory_clear(self._memory, False)
+    def share(self, source: int, target: int, length: int) -> None:
+        """Let ``target``, which is empty, begin with the first ``length`` cells of ``source``."""
+        c.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
-    def logit(self, token: int) -> float:
-        """The raw score of ``token`` after the last decode."""
-        score: float = c.llama_get_logits_ith(self._pointer, -1)[token]
-        return score
+    def save(self, sequence: int, path: Path, tokens: Sequence[int]) -> None:
+        """Write the state of a sequence, which holds ``tokens``, into a file.
 
-    @contextmanager
-    def abortable(self, stop: Callable[[], bool]) -> Iterator[None]:
-        """Within the block, decode() gives up as soon as ``stop()`` is true.
-
-        For prefill only, where it is free: asked after every node of the graph, a Python callback
-        costs 14 % of the decode speed of a small model.
+        Raises StoreError when it cannot be written.
         """
-        callback = c.ggml_abort_callback(lambda _: stop())
-        c.llama_set_abort_callback(self._pointer, callback, ctypes.c_void_p())
-        try:
-            yield
-        finally:
-            c.llama_set_abort_callback(self._pointer, c.ggml_abort_callback(0), ctypes.c_void_p())
+        array = (c.llama_token * len(tokens))(*tokens)
+        name = os.fsencode(path)
+        if not c.llama_state_seq_save_file(self._pointer, name, sequence, array, len(tokens)):
+            raise StoreError(f"cannot write {path}")
+
+    def load(self, sequence: int, path: Path) -> list[int]:
+        """Fill an empty sequence from a file of save(); return its tokens, [] if it does not fit.
+
+        The file must come from the same model, build and context parameters: what llama.cpp checks
+        is less than that.
+        """
+        count = ctypes.c_size_t()
+        tokens = (c.llama_token * self.length)()
+        name = os.fsencode(path)
+        if c.llama_state_seq_load_file(
+            self._pointer, name, sequence, tokens, self.length, ctypes.byref(count)
+        ):
+            return tokens[: count.value]
+        self.cut(sequence, 0)
+        return []
 
     def close(self) -> None:
         """Free the memory."""
         c.llama_batch_free(self._batch)
         c.llama_free(self._pointer)
-
-
-class Sampler:
-    """A chain that picks the next token, in llama.cpp's order; neutral stages are left out.
-
-    Raises InvalidParameter for a ``grammar`` (GBNF, '' = none) that does not parse.
-    """
-
-    def __init__(
-        self,
-        context: Context,
-        *,
-        seed: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        typical_p: float,
-        repeat_last_n: int,
-        repeat_penalty: float,
-        presence_penalty: float,
-        frequency_penalty: float,
-        grammar: str = "",
-    ) -> None:
-        vocab = context._model.vocab
-        self._context = context
-        self._chain = c.llama_sampler_chain_init(c.llama_sampler_chain_default_params())
-        window = context.length if repeat_last_n < 0 else repeat_last_n
-        strengths = (repeat_penalty, frequency_penalty, presence_penalty)
-        self.remembered_tokens = window if strengths != (1.0, 0.0, 0.0) else 0
-        self._penalties = c.llama_sampler_init_penalties(vocab.size, window, *strengths)
-        self._add(self._penalties)
-        if grammar:
-            self._add_grammar(vocab, grammar)
-        if temperature == 0:
-            self._add(c.llama_sampler_init_greedy())
-            return
-        if top_k > 0:
-            self._add(c.llama_sampler_init_top_k(top_k))
-        if typical_p < 1:
-            self._add(c.llama_sampler_init_typical(typical_p, 1))
-        if top_p < 1:
-            self._add(c.llama_sampler_init_top_p(top_p, 1))
-        if min_p > 0:
-            self._add(c.llama_sampler_init_min_p(min_p, 1))
-        if temperature != 1:
-            self._add(c.llama_sampler_init_temp(temperature))
-        self._add(c.llama_sampler_init_dist(seed))
-
-    def _add(self, stage: int) -> None:
-        c.llama_sampler_chain_add(self._chain, stage)
-
-    def _add_grammar(self, vocab: Vocab, grammar: str) -> None:
-        stage = c.llama_sampler_init_grammar(vocab._pointer, grammar.encode(), b"root")
-        if not stage:
-            self.close()
-            raise InvalidParameter("the grammar does not parse", "it must be GBNF with a rule root")
-        self._add(stage)
-
-    def remember(self, token: int) -> None:
-        """Count a token of the prompt for the penalties."""
-        c.llama_sampler_accept(self._penalties, token)
-
-    def sample(self) -> int:
-        """Pick a token by the context's last logits; raises EngineError if they are no numbers."""
-        token: int = c.llama_sampler_sample(self._chain, self._context._pointer, -1)
-        score = self._context.logit(token)
-        if score != score:
-            raise EngineError(
-                "the model computed values that are not numbers",
-                "the file may be damaged: localllama verify NAME",
-            )
-        return token
-
-    def close(self) -> None:
-        """Free the chain."""
-        c.llama_sampler_free(self._chain)
 
 
 def _require_readable(path: str) -> None:

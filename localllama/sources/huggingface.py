@@ -30,7 +30,7 @@ from localllama.files import storing, write_atomic
 from localllama.names import Licence, Ref, RemoteFile, is_digest
 from localllama.paths import Paths
 from localllama.sources import Listing
-from localllama.sources.selection import choose, models_in
+from localllama.sources.selection import Parts, choose, models_in
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -94,6 +94,13 @@ def files(ref: Ref, network: Network, paths: Paths) -> Listing:
         for name in chosen
     )
     return Listing(remote, commit, _licence(info), bool(info.gated))
+
+
+def models(ref: Ref, network: Network, paths: Paths) -> tuple[Parts, ...]:
+    """Return the files of every GGUF model in a repository; raises as ``files`` does."""
+    info = _Hub(network, "" if network.offline else find_token(paths)).model(ref.repo)
+    names = [item.rfilename for item in info.siblings or () if _is_plain(item.rfilename)]
+    return models_in(names)
 
 
 def search(words: str, network: Network, paths: Paths, limit: int = 20) -> list[Found]:

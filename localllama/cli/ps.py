@@ -1,0 +1,78 @@
+"""``localllama ps``: the models that are loaded now, whoever loaded them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from localllama.cli import output
+from localllama.cli.app import App, json_option
+from localllama.runner import Runner, Running
+
+
+@click.command("ps", epilog="\b\nExample:\n  localllama ps --json")
+@json_option
+def ps_command(as_json: bool) -> None:
+    """List the models that are loaded, the latest first."""
+    app = App.start()
+    loaded = Runner(app.store, app.config, app.paths).running()
+    if as_json:
+        output.as_json({"models": [_facts(running) for running in loaded]})
+        return
+    output.table(
+        ("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"),
+        (
+            (
+                running.record.label.name,
+                running.record.label.digest[:12],
+                output.size(running.record.label.size_bytes),
+                processor(running),
+                str(running.record.context_length),
+                _until(running),
+            )
+            for running in loaded
+        ),
+    )
+
+
+def processor(running: Running) -> str:
+    """Return where the model is, as Ollama says it: ``100% GPU``, ``48%/52% CPU/GPU``."""
+    label = running.record.label
+    gpu = round(100 * label.gpu_bytes / label.size_bytes) if label.size_bytes else 0
+    if gpu in (0, 100):
+        return "100% GPU" if gpu else "100% CPU"
+    return f"{100 - gpu}%/{gpu}% CPU/GPU"
+
+
+def _until(running: Running) -> str:
+    status = running.status
+    if status is None:
+        return "does not answer"
+    if not status.loaded:
+        return "loading"
+    if status.clients:
+        return "in use"
+    if status.seconds_left is None:
+        return "forever"
+    return f"{output.duration(round(status.seconds_left))} from now"
+
+
+def _facts(running: Running) -> dict[str, Any]:
+    record, status = running.record, running.status
+    left = status.seconds_left if status else None
+    expires = None if left is None else datetime.now(UTC) + timedelta(seconds=left)
+    return {
+        "name": record.label.name,
+        "digest": record.label.digest,
+        "size_bytes": record.label.size_bytes,
+        "gpu_bytes": record.label.gpu_bytes,
+        "processor": processor(running),
+        "context_length": record.context_length,
+        "pid": record.pid,
+        "started_at": record.started_at,
+        "expires_at": expires.isoformat(timespec="seconds") if expires else None,
+        "clients": status.clients if status else None,
+        "running": status.running if status else None,
+    }

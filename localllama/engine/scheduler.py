@@ -1,0 +1,306 @@
+"""Continuous batching: replies join and leave one running batch, prompts are read in between."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from time import perf_counter
+
+from localllama.engine import chain, sampling
+from localllama.engine.api import Done, Failed, LoadOptions, Prefill, Ready
+from localllama.engine.cache import Cache
+from localllama.engine.job import Job, Output, Ticket
+from localllama.engine.loaded import LoadedModel
+from localllama.engine.pace import Pace
+from localllama.engine.protocol import failed
+from localllama.engine.speculation import LONGEST_DRAFT, PromptLookup, Speculation
+from localllama.errors import EngineError, LocalLlamaError
+
+__all__ = ["Output", "Scheduler", "Ticket"]
+
+_REPORTED = 64  # tokens: a prompt that is read in small pieces is not worth a message for each
+
+
+@dataclass(eq=False, slots=True)
+class _Part:
+    """What a step evaluates of a job: its next tokens and a draft behind them."""
+
+    job: Job
+    tokens: list[int]
+    draft: list[int]
+    output: int = 0  # index of the first row of logits in the batch
+
+    @property
+    def samples(self) -> bool:
+        """Whether the step gives the job a token."""
+        return len(self.tokens) == self.job.remaining
+
+
+class Scheduler:
+    """Owns model, context and KV cells; all but submit() and cancel() is the decode thread's.
+
+    A step evaluates one token of every running reply and as much of new prompts as does not hold
+    them up. Requests beyond the slots, or beyond the cells, wait in order. When running replies
+    need more cells than there are, the youngest goes back to the head of the queue, to be read
+    again later; nobody sees more of it than a pause.
+    """
+
+    ready: Ready
+
+    def __init__(self, options: LoadOptions, on_progress: Callable[[float], object]) -> None:
+        """Load; raises what native.llama raises, InvalidParameter, InvalidTemplate."""
+        self._model = LoadedModel(options, on_progress)
+        self.ready = self._model.ready
+        self._context = self._model.context
+        self._slots = options.slots
+        self._cache = Cache(
+            self._context,
+            self._model.context_length,
+            self._model.sequences,
+            divisible=self._model.divisible,
+        )
+        self._pace = Pace()
+        self._speculation = Speculation()
+        self._load_seconds = self.ready.load_seconds  # counts for the request that waited for it
+        self._submitted: SimpleQueue[tuple[Ticket, float]] = SimpleQueue()
+        self._prepared: SimpleQueue[Job] = SimpleQueue()
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []  # the eldest first
+        self._crowded = False  # a reply had to give way: nobody is let in before one ends
+
+    def submit(self, ticket: Ticket) -> None:
+        """Queue a request; thread-safe."""
+        self._submitted.put((ticket, perf_counter()))
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End a request with Done("cancelled") within one step; thread-safe."""
+        ticket.cancelled = True
+
+    def run(self) -> None:
+        """Serve for ever; called once, by the decode thread."""
+        threading.Thread(target=self._prepare_all, daemon=True).start()
+        while True:
+            self._receive()
+            self._drop_cancelled()
+            self._admit()
+            if self._running:
+                self._step()
+
+    # Before a request reaches the decode thread: templates and grammars are work for Python.
+
+    def _prepare_all(self) -> None:
+        while True:
+            ticket, received_at = self._submitted.get()
+            try:
+                self._prepared.put(self._prepare(ticket, received_at))
+            except LocalLlamaError as error:
+                ticket.put(ticket, failed(error))
+
+    def _prepare(self, ticket: Ticket, received_at: float) -> Job:
+        wanted = ticket.request.sampling
+        sampling.validate(wanted)
+        known = [sequence.tokens[:] for sequence in self._cache.sequences]
+        tokens = self._model.prompt_tokens(ticket.request, known)
+        sampler = chain.sampler(self._context, wanted, tokens)
+        # How long a draft is depends on measured speed, and so would the rounding that a seed is
+        # there to repeat.
+        speculates = self._model.speculates and wanted.seed is None
+        drafter = PromptLookup() if speculates else None
+        job = Job(ticket, tokens, sampler, drafter, received_at)
+        job.load_seconds, self._load_seconds = self._load_seconds, 0.0
+        return job
+
+    # Who runs
+
+    def _receive(self) -> None:
+        """Take in new requests; wait for one when there is nothing to do."""
+        if not self._running and not self._waiting:
+            self._waiting.append(self._prepared.get())
+        while not self._prepared.empty():
+            self._waiting.append(self._prepared.get())
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in (*self._running, *self._waiting) if job.ticket.cancelled]:
+            self._finish(job, job.done("cancelled"))
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self._slots and not self._crowded:
+            job = self._waiting[0]
+            room = self._model.context_length - len(job.tokens)
+            if not self._cache.fits(job.tokens, min(room, job.ticket.request.reserve_tokens)):
+                return
+            job.start(self._cache.claim(job.tokens))
+            self._running.append(self._waiting.popleft())
+            if not job.completion_tokens:
+                self._report(job)
+
+    def _finish(self, job: Job, output: Done | Failed) -> None:
+        if job in self._running:
+            self._running.remove(job)
+            self._cache.release(job.sequence)
+            self._crowded = False
+        else:
+            self._waiting.remove(job)
+        job.sampler.close()
+        job.ticket.put(job.ticket, output)
+
+    def _fail(self, job: Job, error: LocalLlamaError) -> None:
+        self._cache.cut(job.sequence, 0)  # what it holds may be what is wrong
+        self._finish(job, failed(error))
+
+    def _give_way(self) -> None:
+        """Send the youngest running reply back to the queue."""
+        job = self._running.pop()
+        self._cache.release(job.sequence)
+        job.pause()
+        self._waiting.appendleft(job)
+        self._crowded = True
+
+    # A step
+
+    def _step(self) -> None:
+        begun = perf_counter()
+        speaking = self._speaking()
+        reading = self._reading(len(speaking))
+        parts = speaking + reading
+        if not self._evaluate(parts, abortable=not speaking):
+            return
+        for part in parts:
+            self._conclude(part)
+        self._learn(speaking, reading, perf_counter() - begun)
+
+    def _speaking(self) -> list[_Part]:
+        """The replies that get a token, with room for it."""
+        while not self._cache.make_room(len(self._running)):
+            self._give_way()
+        return [
+            _Part(job, job.tokens[-1:], self._draft(job))
+            for job in self._running
+            if job.remaining == 1
+        ]
+
+    def _reading(self, speaking: int) -> list[_Part]:
+        """Pieces of the prompts that are being read; who waited longest comes first."""
+        jobs = [job for job in self._running if job.remaining > 1]
+        budget = self._context.batch_tokens - speaking
+        if speaking:
+            budget = min(budget, self._pace.tokens(speaking))
+        budget = min(budget, sum(job.remaining for job in jobs))
+        self._cache.make_room(speaking + budget)
+        budget = min(budget, self._cache.free_cells - speaking)
+        parts = []
+        for job in sorted(jobs, key=lambda job: job.read_at):
+            if not budget:
+                break
+            tokens = job.tokens[job.evaluated : job.evaluated + budget]
+            job.read_at = perf_counter()
+            budget -= len(tokens)
+            parts.append(_Part(job, tokens, []))
+        return parts
+
+    def _draft(self, job: Job) -> list[int]:
+        """Guess how a reply goes on; return what of it is worth checking now."""
+        if job.drafter is None or len(self._running) > 1:
+            job.guess = []
+            return []
+        limit = min(
+            LONGEST_DRAFT,
+            self._cache.free_cells - 1,
+            self._model.context_length - len(job.tokens),
+            job.tokens_left - 1,
+        )
+        length = self._speculation.draft_tokens(job.streak, limit)
+        job.guess = job.drafter.propose(job.tokens, max(length, 1))
+        return job.guess[:length]
+
+    def _evaluate(self, parts: list[_Part], *, abortable: bool) -> bool:
+        """Decode the batch; False when there is nothing to sample."""
+        for part in parts:
+            outputs = 1 + len(part.draft) if part.samples else 0
+            tokens = part.tokens + part.draft
+            job = part.job
+            part.output = self._context.add(job.sequence.id, job.evaluated, tokens, outputs)
+        stop = (lambda: any(part.job.ticket.cancelled for part in parts)) if abortable else None
+        try:
+            if self._context.decode(stop):
+                return True
+        except EngineError as error:
+            for part in parts:
+                self._fail(part.job, error)
+        else:
+            for part in parts:
+                self._cache.cut(part.job.sequence, part.job.evaluated)
+        return False
+
+    def _conclude(self, part: _Part) -> None:
+        """Count what was evaluated, and let the reply go on if it can."""
+        job, samples = part.job, part.samples
+        self._cache.extend(job.sequence, part.tokens)
+        if not job.completion_tokens:
+            self._report(job)
+        if not samples:
+            return
+        job.prefilled()
+        try:
+            reason = self._speak(part)
+        except LocalLlamaError as error:
+            self._fail(job, error)
+        else:
+            if reason:
+                self._finish(job, job.done(reason))
+
+    def _speak(self, part: _Part) -> str:
+        """Sample as long as the draft is right, and once more; return why the reply is over.
+
+        Every token is drawn from the model's own distribution given those before it: a draft only
+        decides for how many tokens the step computed that.
+        """
+        job, reason, checked = part.job, "", 0
+        if not job.tokens_left:
+            return "length"
+        while not reason:
+            token = job.sampler.sample(part.output + checked)
+            self._compare(job, checked, token)
+            reason = self._take(job, token)
+            if checked == len(part.draft) or token != part.draft[checked]:
+                break
+            self._cache.extend(job.sequence, (token,))
+            checked += 1
+        if checked < len(part.draft):
+            self._cache.cut(job.sequence, job.evaluated)
+        return reason
+
+    def _take(self, job: Job, token: int) -> str:
+        """Add a token to the reply; return why it is over now, or ''."""
+        if self._model.vocab.ends_reply(token):
+            return "stop"
+        job.append(token)
+        job.ticket.put(job.ticket, self._model.vocab.piece(token))
+        if not job.tokens_left:
+            return "length"
+        return "context" if len(job.tokens) > self._model.context_length else ""
+
+    def _compare(self, job: Job, index: int, token: int) -> None:
+        if not job.guess:
+            job.streak = 0
+        elif index < len(job.guess):
+            right = job.guess[index] == token
+            self._speculation.record_guess(job.streak, right=right)
+            job.streak = job.streak + 1 if right else 0
+
+    def _learn(self, speaking: list[_Part], reading: list[_Part], seconds: float) -> None:
+        drafted = sum(len(part.draft) for part in speaking)
+        if speaking and not drafted:
+            self._pace.record(len(speaking), sum(len(part.tokens) for part in reading), seconds)
+        if len(speaking) == 1 and not reading:
+            self._speculation.record_step(1 + drafted, seconds)
+
+    def _report(self, job: Job) -> None:
+        """Say how far the prompt is read, unless that has hardly changed."""
+        done, total = job.evaluated, job.prompt_tokens
+        if done == total or done == job.cached_tokens or done - job.reported_tokens >= _REPORTED:
+            job.reported_tokens = done
+            job.ticket.put(job.ticket, Prefill(done, total))

@@ -1,0 +1,50 @@
+"""Says in words and rows what a plan does."""
+
+from __future__ import annotations
+
+from localllama.plan.types import HOST, Plan
+
+
+def sentence(plan: Plan) -> str:
+    """Return the plan in one sentence.
+
+    >>> # All 33 layers on CUDA0, with a context of 4096 tokens, all that the model has.
+    """
+    return f"{_where(plan)}, with a context of {plan.context_length} tokens{_context(plan)}."
+
+
+def rows(plan: Plan) -> list[list[int | str]]:
+    """Return device, layers and bytes of weights, KV cache, compute, other and total a device."""
+    return [
+        [
+            use.device,
+            use.layers,
+            use.weights_bytes + use.repacked_bytes,
+            use.kv_bytes,
+            use.compute_bytes,
+            use.process_bytes,
+            use.total_bytes,
+            use.available_bytes,
+        ]
+        for use in plan.uses
+    ]
+
+
+def _where(plan: Plan) -> str:
+    gpus = [use.device for use in plan.uses if use.layers and use.device != HOST]
+    if not plan.gpu_layers:
+        return f"All {plan.layers} layers on the CPU"
+    names = " and ".join(gpus)
+    if plan.gpu_layers == plan.layers:
+        return f"All {plan.layers} layers on {names}"
+    rest = plan.layers - plan.gpu_layers
+    return f"{plan.gpu_layers} of {plan.layers} layers on {names} and {rest} on the CPU"
+
+
+def _context(plan: Plan) -> str:
+    kv = "" if plan.kv_type == "f16" else f" in a KV cache of {plan.kv_type}"
+    if plan.context_length < plan.trained_context_length:
+        return f"{kv} of the {plan.trained_context_length} that the model has"
+    if plan.context_length > plan.trained_context_length:
+        return f"{kv}, more than the {plan.trained_context_length} that the model was trained for"
+    return f"{kv}, all that the model has"
