@@ -1,8 +1,8 @@
-"""Measures localllama beside llama-bench in the same run and prints ratios: ``make bench``.
+"""Measures localllama beside llama.cpp's own programs and prints ratios: ``make bench``.
 
-The peer is llama.cpp's own llama-bench, given by LLAMA_BENCH or found on PATH; without it only our
-own figures are printed. Rounds alternate, so that a change of the machine's mood meets both, and
-the medians are compared.
+The peers are llama-bench and llama-server, given by LLAMA_BENCH and LLAMA_SERVER or found on PATH;
+what needs one that is absent is left out with a word. Rounds alternate, so that a change of the
+machine's mood meets both sides, and medians are compared.
 """
 
 from __future__ import annotations
@@ -11,83 +11,194 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from localllama import paths
-from localllama.engine.api import Done, LoadOptions, Message, Sampling
+from localllama.cli import bench
+from localllama.engine.api import Done, LoadOptions, Message, Sampling, Text
 from localllama.engine.client import Engine
+from localllama.engine.registry import Label, Registry
 from localllama.store import Installed, Store
 
-QUESTION = "Write a long story about a lighthouse keeper who finds a message in a bottle."
-DECODED_TOKENS = 128
+STORY = "Write a long story about a lighthouse keeper who finds a message in a bottle."
+READ_TOKENS, WRITTEN_TOKENS = 512, 128
+LONG_PROMPT_TOKENS = 2000
+CONVERSATIONS = 4
+CONTEXT = 8192
 STARTS = 20
 MODELS = 50
+_PATIENCE_SECONDS = 60.0  # for a server that does not come up
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all measurements share; a peer that is absent is ''."""
+
+    model: str  # path of the file
+    threads: int
+    rounds: int
+    llama_bench: str
+    llama_server: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sampled reply."""
+
+    tokens: int
+    tokens_per_second: float  # of decoding alone
 
 
 def main() -> int:
-    """Print the figures as a table; exit code 0 whatever they are."""
+    """Print the ratios; exit code 0 whatever they are."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2:135m")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", nargs="*", choices=SECTIONS, default=SECTIONS)
     options = parser.parse_args()
-    path = model_path(options.model)
-    peer = os.environ.get("LLAMA_BENCH") or shutil.which("llama-bench")
-    ours, theirs = [], []
-    with tempfile.TemporaryDirectory() as logs:
-        load = LoadOptions(paths=(path,), context_length=2048, threads=options.threads)
-        with Engine.start(load, log_dir=Path(logs)) as engine:
-            decode(engine, seed=0)  # both sides warm up once: llama-bench does so by itself
-            for seed in range(1, options.rounds + 1):
-                ours.append(decode(engine, seed=seed))
-                if peer:
-                    theirs.append(llama_bench(peer, path, options.threads))
-    print(
-        f"decode, localllama: {statistics.median(ours):7.1f} tokens/s of {DECODED_TOKENS} sampled"
+    setting = Setting(
+        model=model_path(options.model),
+        threads=options.threads,
+        rounds=options.rounds,
+        llama_bench=peer("LLAMA_BENCH", "llama-bench"),
+        llama_server=peer("LLAMA_SERVER", "llama-server"),
     )
-    if peer:
-        print(f"decode, llama-bench: {statistics.median(theirs):6.1f} tokens/s (tg128, unsampled)")
-        print(f"ratio: {statistics.median(ours) / statistics.median(theirs):.3f} (goal 0.90)")
-    else:
-        print("llama-bench is not here (LLAMA_BENCH, PATH): no ratio")
-    bare, listing = start_times()
-    ratio = listing / bare
-    print(f"localllama list: {listing * 1000:.0f} ms with {MODELS} models, ", end="")
-    print(f"{ratio:.1f} x `python -c pass` (goal 8)")
+    for name in options.only:
+        SECTIONS[name](setting)
     return 0
 
 
+def peer(variable: str, program: str) -> str:
+    """Return where a peer is, '' when it is not; then say so."""
+    found = os.environ.get(variable) or shutil.which(program) or ""
+    if not found:
+        print(f"{program} is not here ({variable}, PATH): no ratios to it")
+    return found
+
+
 def model_path(name: str) -> str:
-    """Return where the model is, pulling it first if need be."""
+    """Return where the model is, pulling it first if need be; a file is where it is."""
+    if Path(name).is_file():
+        return name
     command = [sys.executable, "-m", "localllama"]
     subprocess.run([*command, "pull", "--yes", name], check=True, stderr=subprocess.DEVNULL)
     return subprocess.check_output([*command, "path", name], text=True).strip()
 
 
-def decode(engine: Engine, seed: int) -> float:
-    """Return the tokens per second of one sampled reply."""
-    sampling = Sampling(seed=seed, max_tokens=DECODED_TOKENS)
-    *_, done = engine.stream(sampling, messages=[Message("user", QUESTION)])
-    assert isinstance(done, Done)
-    return done.usage.completion_tokens / done.timings.decode_seconds
+# --- what is measured ----------------------------------------------------------------------------
 
 
-def llama_bench(peer: str, path: str, threads: int) -> float:
-    """Return llama-bench's tokens per second."""
-    command = [peer, "-m", path, "-t", str(threads), "-p", "0", "-n", str(DECODED_TOKENS)]
-    result = subprocess.run(
-        [*command, "-r", "1", "-o", "json"], check=True, capture_output=True, text=True
-    )
-    return float(json.loads(result.stdout)[0]["avg_ts"])
+def one_conversation(setting: Setting) -> None:
+    """Decode beside llama-server and llama-bench, prefill beside llama-bench."""
+    ours: dict[str, list[float]] = {"decode": [], "prefill": []}
+    theirs: dict[str, list[float]] = {"decode": [], "prefill": [], "server": []}
+    with engine(setting) as loaded, server(setting, slots=1) as ask:
+        for number in range(setting.rounds + 1):  # both sides warm up once
+            prompt = f"{number}. {STORY}"
+            ours["decode"].append(bench.write(loaded, prompt, WRITTEN_TOKENS))
+            reading = bench.prompt_of(loaded, READ_TOKENS, str(number))
+            ours["prefill"].append(bench.read(loaded, reading)[0])
+            if ask:
+                theirs["server"].append(ask(prompt).tokens_per_second)
+            if setting.llama_bench:
+                theirs["decode"].append(llama_bench(setting, 0, WRITTEN_TOKENS))
+                theirs["prefill"].append(llama_bench(setting, READ_TOKENS, 0))
+    show("decode", ours["decode"], "llama-server", theirs["server"], 0.98)
+    show("decode", ours["decode"], f"llama-bench tg{WRITTEN_TOKENS}", theirs["decode"], 0.93)
+    show("prefill", ours["prefill"], f"llama-bench pp{READ_TOKENS}", theirs["prefill"], 0.97)
 
 
-def start_times() -> tuple[float, float]:
-    """Return the median seconds of ``python -c pass`` and of ``localllama list``."""
+def four_conversations(setting: Setting) -> None:
+    """Total tokens per second of four conversations at once, beside llama-server -np 4."""
+    ours, theirs = [], []
+    with (
+        engine(setting) as loaded,
+        server(setting, slots=CONVERSATIONS) as ask,
+        ThreadPoolExecutor(CONVERSATIONS) as pool,
+    ):
+        for number in range(setting.rounds + 1):
+            prompts = [f"{number}.{i} {STORY}" for i in range(CONVERSATIONS)]
+            ours.append(together(pool, partial(reply, loaded), prompts))
+            if ask:
+                theirs.append(together(pool, ask, prompts))
+    show("four at once", ours, f"llama-server -np {CONVERSATIONS}", theirs, 0.95)
+
+
+def together(pool: ThreadPoolExecutor, ask: Callable[[str], Answer], prompts: list[str]) -> float:
+    """Return the tokens per second of all replies."""
+    begun = time.perf_counter()
+    tokens = sum(answer.tokens for answer in pool.map(ask, prompts))
+    return tokens / (time.perf_counter() - begun)
+
+
+def long_prompt(setting: Setting) -> None:
+    """A prompt of 2,000 tokens arrives beside a running reply: what it costs both."""
+    gaps, ratios = [], []
+    with engine(setting) as loaded, ThreadPoolExecutor(1) as pool:
+        for number in range(max(1, setting.rounds // 2)):
+            alone = bench.read(loaded, bench.prompt_of(loaded, LONG_PROMPT_TOKENS, f"a{number}"))
+            prompt = bench.prompt_of(loaded, LONG_PROMPT_TOKENS, f"b{number}")
+            # A stop string makes the worker send every token at once.
+            chosen = Sampling(
+                temperature=0, max_tokens=4000, ignore_eos=True, stop=("\N{SNOWMAN}",)
+            )
+            times: list[float] = []
+            with closing(loaded.stream(chosen, prompt=f"{number}. {STORY}")) as stream:
+                beside = None
+                for event in stream:
+                    if isinstance(event, Text):
+                        times.append(time.perf_counter())
+                    if beside is None and len(times) == 50:
+                        beside = pool.submit(bench.read, loaded, prompt)
+                    if beside is not None and beside.done():
+                        break
+            if beside is None:
+                continue
+            steps = [after - before for before, after in pairwise(times)]
+            gaps.append(max(steps) / statistics.median(steps[:49]))
+            ratios.append(beside.result()[0] / alone[0])
+    print(f"long prompt: longest gap {statistics.median(gaps):.1f} median steps (goal 5)")
+    print(f"long prompt: read at {statistics.median(ratios):.3f} of its speed alone (goal 0.85)")
+
+
+def prompt_lookup(setting: Setting) -> None:
+    """Greedy decoding with and without guessing, where there is something to copy and not."""
+    with engine(setting) as guessing, engine(setting, speculate=False) as plain:
+        text = " ".join(
+            f"On day {i} the keeper wrote {i * 7} words and went to bed." for i in range(33)
+        )
+        tasks = (
+            ("copying", f"Repeat this text and write 'nurse' for 'keeper'.\n{text}", 1.5),
+            ("story", STORY, 0.97),
+        )
+        for name, prompt, goal in tasks:
+            with_, without = [], []
+            for _ in range(setting.rounds):
+                faster, one = greedy(guessing, prompt)
+                slower, other = greedy(plain, prompt)
+                with_.append(faster)
+                without.append(slower)
+            show(f"lookup, {name}", with_, "without", without, goal)
+            print(f"lookup, {name}: {'the same text' if one == other else 'ANOTHER TEXT'}")
+
+
+def starting(setting: Setting) -> None:
+    """``localllama list`` with 50 models beside ``python -c pass``."""
     script = str(Path(sys.executable).with_name("localllama"))
     command = [script] if Path(script).exists() else [sys.executable, "-m", "localllama"]
     with tempfile.TemporaryDirectory() as home:
@@ -99,7 +210,72 @@ def start_times() -> tuple[float, float]:
         for _ in range(STARTS):
             bare.append(seconds([sys.executable, "-c", "pass"], home))
             listing.append(seconds([*command, "list"], home))
-    return statistics.median(bare), statistics.median(listing)
+    ratio = statistics.median(listing) / statistics.median(bare)
+    print(
+        f"localllama list: {statistics.median(listing) * 1000:.0f} ms with {MODELS} models, ",
+        end="",
+    )
+    print(f"{ratio:.1f} x `python -c pass` (goal 8)")
+
+
+SECTIONS: dict[str, Callable[[Setting], None]] = {
+    "one": one_conversation,
+    "four": four_conversations,
+    "long": long_prompt,
+    "lookup": prompt_lookup,
+    "start": starting,
+}
+
+
+def show(what: str, ours: list[float], name: str, theirs: list[float], goal: float) -> None:
+    """Print both medians and their ratio; the first round of each is for warming up."""
+    mine = statistics.median(ours[1:] or ours)
+    line = f"{what}: {mine:.1f} tokens/s"
+    if theirs:
+        other = statistics.median(theirs[1:] or theirs)
+        line += f", {name} {other:.1f}: ratio {mine / other:.3f} (goal {goal})"
+    print(line, flush=True)
+
+
+# --- our side ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def engine(setting: Setting, *, speculate: bool = True) -> Iterator[Engine]:
+    """A worker of our own."""
+    options = LoadOptions(
+        paths=(setting.model,),
+        context_length=CONTEXT,
+        threads=setting.threads,
+        slots=CONVERSATIONS,
+        speculate=speculate,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        registry = Registry(Path(folder), Path(folder, "logs"))
+        with registry.lock():
+            loaded = Engine.start(options, registry, Label(name="bench"))
+        with loaded.wait_ready():
+            yield loaded
+
+
+def reply(loaded: Engine, prompt: str) -> Answer:
+    """Return what became of one request."""
+    chosen = Sampling(seed=1, max_tokens=WRITTEN_TOKENS, ignore_eos=True)
+    *_, done = loaded.stream(chosen, prompt=prompt)
+    assert isinstance(done, Done)
+    tokens = done.usage.completion_tokens
+    return Answer(tokens, tokens / done.timings.decode_seconds)
+
+
+def greedy(loaded: Engine, prompt: str) -> tuple[float, str]:
+    """Return tokens per second and text of a greedy reply through the chat template."""
+    chosen = Sampling(temperature=0, max_tokens=4 * WRITTEN_TOKENS, ignore_eos=True)
+    text = ""
+    for event in loaded.stream(chosen, messages=[Message("user", prompt)]):
+        if isinstance(event, Text):
+            text += event.text
+    assert isinstance(event, Done)
+    return event.usage.completion_tokens / event.timings.decode_seconds, text
 
 
 def seconds(command: list[str], home: str) -> float:
@@ -108,6 +284,71 @@ def seconds(command: list[str], home: str) -> float:
     environment = {**os.environ, "LOCALLLAMA_HOME": home}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     return time.perf_counter() - begun
+
+
+# --- their side ----------------------------------------------------------------------------------
+
+
+def llama_bench(setting: Setting, read: int, written: int) -> float:
+    """Return llama-bench's tokens per second of one round."""
+    command = [setting.llama_bench, "-m", setting.model, "-t", str(setting.threads)]
+    sizes = ["-p", str(read), "-n", str(written), "-r", "1", "-o", "json"]
+    result = subprocess.run([*command, *sizes], check=True, capture_output=True, text=True)
+    return float(json.loads(result.stdout)[0]["avg_ts"])
+
+
+@contextmanager
+def server(setting: Setting, slots: int) -> Iterator[Callable[[str], Answer] | None]:
+    """llama-server with so many slots: a function that asks it for a reply; None without it."""
+    if not setting.llama_server:
+        yield None
+        return
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    command = [setting.llama_server, "-m", setting.model, "-t", str(setting.threads)]
+    command += ["-np", str(slots), "-c", str(CONTEXT), "--port", str(port), "--no-webui"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(f"{url}/health", process)
+        yield lambda prompt: ask_server(url, prompt)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Return when a server answers."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.1)
+    raise SystemExit("llama-server does not start")
+
+
+def ask_server(url: str, prompt: str) -> Answer:
+    """Return llama-server's answer to a request like reply()'s."""
+    chosen = Sampling()
+    request = {
+        "prompt": prompt,
+        "n_predict": WRITTEN_TOKENS,
+        "ignore_eos": True,
+        "cache_prompt": False,
+        "seed": 1,
+        "temperature": chosen.temperature,
+        "top_k": chosen.top_k,
+        "top_p": chosen.top_p,
+        "min_p": chosen.min_p,
+    }
+    data = json.dumps(request).encode()
+    headers = {"Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/completion", data, headers)) as got:
+        answer = json.load(got)
+    return Answer(answer["tokens_predicted"], answer["timings"]["predicted_per_second"])
 
 
 if __name__ == "__main__":
