@@ -459,3 +459,15 @@ def test_bytes_that_are_no_message_are_an_error(data: bytes) -> None:
         ours.sendall(data)
         with pytest.raises(EngineError):
             wire.Receiver[Request](theirs, Request).receive()
+
+
+def test_a_seed_repeats_a_reply_whatever_was_said_before(engine: Engine) -> None:
+    sampling = Sampling(seed=1, temperature=0, max_tokens=60)
+
+    def ask(text: str) -> str:
+        return collect(engine.stream(sampling, messages=[user(text)]))[0]
+
+    first = ask("Name three colours")
+    ask("Tell me a story about three colours.")
+    assert ask("Name three colours") == first
+    assert ask("Name three colours") == first

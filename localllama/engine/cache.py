@@ -78,6 +78,12 @@ class Cache:
         sequence.live = False
         sequence.used_at = next(self._clock)
 
+    def clear(self) -> None:
+        """Forget everything; no sequence may be live."""
+        for sequence in self.sequences:
+            self.cut(sequence, 0)
+        self._context.clear()
+
     def make_room(self, cells: int) -> bool:
         """Evict idle sequences, the least recently used first, until ``cells`` are free."""
         idle = sorted((s for s in self.sequences if not s.live), key=lambda s: s.used_at)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
 from localllama.engine.api import Done, Failed, Generate, Prefill, Timings, Usage
@@ -27,7 +27,6 @@ class Ticket:
     request: Generate
     put: Callable[[Ticket, Output], None]
     cancelled: bool = False  # set by any thread
-    extra: dict[str, object] = field(default_factory=dict)
 
 
 class Job:
@@ -72,6 +71,17 @@ class Job:
         """How many more tokens the reply may have."""
         limit = self.ticket.request.sampling.max_tokens
         return limit - self.completion_tokens if limit >= 0 else _UNLIMITED
+
+    @property
+    def begins_repeatably(self) -> bool:
+        """Whether this is the first request of a conversation that a seed is to repeat.
+
+        The last bits of the logits depend on where in the cache the tokens lie and which of them
+        were evaluated together, so such a conversation begins in an empty cache.
+        """
+        request = self.ticket.request
+        begins = all(message.role != "assistant" for message in request.messages)
+        return request.sampling.seed is not None and begins
 
     def start(self, sequence: Sequence) -> None:
         """Go on with a sequence that holds a beginning of the tokens."""

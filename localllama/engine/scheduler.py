@@ -132,6 +132,8 @@ class Scheduler:
             room = self._model.context_length - len(job.tokens)
             if not self._cache.fits(job.tokens, min(room, job.ticket.request.reserve_tokens)):
                 return
+            if job.begins_repeatably and not self._running:
+                self._cache.clear()
             job.start(self._cache.claim(job.tokens))
             self._running.append(self._waiting.popleft())
             if not job.completion_tokens:

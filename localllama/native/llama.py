@@ -313,6 +313,10 @@ class Context:
             )
         return status == 0
 
+    def clear(self) -> None:
+        """Forget all sequences; the cells are filled from the first on again."""
+        c.llama_memory_clear(self._memory, False)
+
     def cut(self, sequence: int, length: int) -> bool:
         """Make a sequence forget all from position ``length`` on; False where it cannot be cut.
 
