@@ -1,0 +1,1 @@
+"""From original weights to quantized GGUF in one pass."""
