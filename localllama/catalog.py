@@ -240,7 +240,10 @@ def _find(name: ModelName, catalog: Catalog) -> tuple[Entry, str]:
         hint = "localllama search WORDS looks on Hugging Face"
         if "/" in name.repo:
             hint = f"for a Hugging Face repository write hf.co/{name}"
-        raise _not_found(f"there is no model called {str(name)!r}", name, catalog.names(), hint)
+        # "latest" is what a name without a tag gets: nobody typed it.
+        text = name.repo if name.tag == "latest" else str(name)
+        near = suggest(text, catalog.names())
+        raise _not_found(f"there is no model called {str(name)!r}", near, hint)
     if entry := family.find(name.tag):
         return entry, ""
     match = _QUANT_SUFFIX.fullmatch(name.tag.casefold())
@@ -248,16 +251,12 @@ def _find(name: ModelName, catalog: Catalog) -> tuple[Entry, str]:
         return entry, _SPELLING[match["quant"]]
     raise _not_found(
         f"{family.name} has no tag {name.tag!r}",
-        name,
-        family.names(),
+        suggest(str(name), family.names()),
         f"its tags: {', '.join(family.entries)}",
     )
 
 
-def _not_found(
-    message: str, name: ModelName, candidates: Iterable[str], hint: str
-) -> ModelNotFound:
-    near = suggest(str(name), candidates)
+def _not_found(message: str, near: tuple[str, ...], hint: str) -> ModelNotFound:
     return ModelNotFound(message, _did_you_mean(near) or hint, suggestions=near)
 
 

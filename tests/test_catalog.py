@@ -201,6 +201,7 @@ def test_types_there_are_not(typed: str, quant: str, message: str, hint: str) ->
         ("codelama:7b", "codellama:7b"),
         ("llama2:7c", "llama2:7b"),
         ("smollm", "smollm2"),
+        ("lama3.2", "llama3.2"),
         ("mistral7b", "mistral:7b"),
     ],
 )

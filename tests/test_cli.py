@@ -104,6 +104,8 @@ def test_damage_is_found_with_exit_code_5(home: Path) -> None:
         (("rm", "nothing"), 3, "not installed"),
         (("cp", "nothing", "x"), 3, "not installed"),
         (("cp", "nothing", "hf.co/a/b"), 2, "name of your own"),
+        (("cp", "x", "x:latest"), 2, "its own name already"),
+        (("show", "x", "--license", "--system"), 2, "one at a time"),
         (("run", "smollm2", "hi", "--temperature", "nan"), 2, "temperature must be"),
         (("run", "smollm2", "hi"), 3, "localllama pull smollm2:135m"),
         (("pull", "smollm2", "--limit-rate", "fast"), 2, "not a size"),

@@ -7,6 +7,7 @@ import click
 from localllama import names
 from localllama.cli import output
 from localllama.cli.app import App, complete_installed
+from localllama.errors import UsageProblem
 
 
 @click.command("cp", epilog="\b\nExample:\n  localllama cp smollm2:135m my-assistant")
@@ -16,6 +17,8 @@ def cp_command(source: str, target: str) -> None:
     """Give the model SOURCE the second name TARGET. No bytes are copied."""
     app = App.start()
     name = names.own(target)
+    if name == app.name(source):
+        raise UsageProblem(f"'{name}' is its own name already", "give it another one")
     app.store.copy(app.name(source), name)
     output.say(f"copied '{source}' to '{name}'")
 

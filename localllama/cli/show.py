@@ -20,18 +20,32 @@ from localllama.store import Installed
 
 @click.command("show", epilog="\b\nExample:\n  localllama show smollm2:135m --parameters")
 @click.argument("model", shell_complete=complete_installed)
-@click.option("--license", "part", flag_value="license", help="The licence.")
-@click.option("--modelfile", "part", flag_value="modelfile", help="The model as a Modelfile.")
-@click.option("--parameters", "part", flag_value="parameters", help="Parameters and their origin.")
-@click.option("--system", "part", flag_value="system", help="The system prompt.")
-@click.option("--template", "part", flag_value="template", help="The chat template.")
+@click.option("--license", "parts", flag_value="license", multiple=True, help="The licence.")
+@click.option(
+    "--modelfile", "parts", flag_value="modelfile", multiple=True, help="The model as a Modelfile."
+)
+@click.option(
+    "--parameters",
+    "parts",
+    flag_value="parameters",
+    multiple=True,
+    help="Parameters and their origin.",
+)
+@click.option("--system", "parts", flag_value="system", multiple=True, help="The system prompt.")
+@click.option(
+    "--template", "parts", flag_value="template", multiple=True, help="The chat template."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Also every key and tensor of the GGUF.")
 @json_option
-def show_command(model: str, part: str | None, verbose: bool, as_json: bool) -> None:
+def show_command(model: str, parts: tuple[str, ...], verbose: bool, as_json: bool) -> None:
     """Show MODEL: an installed one, or a GGUF file by its path."""
+    if len(parts) > 1:
+        asked = " and ".join(f"--{part}" for part in parts)
+        raise UsageProblem(f"{asked} together are too much", "ask for one at a time")
     app = App.start()
     found = find(app, model)
-    if part:
+    if parts:
+        (part,) = parts
         text = describe(app, found, part)
         output.as_json({part: text}) if as_json else output.result(output.printable(text))
     elif as_json:
