@@ -66,6 +66,7 @@ class Entry:
     licence: Licence
     gated: bool
     original: str
+    meta: str
     gguf: str
     files: Mapping[str, File]
     default_quant: str
@@ -155,8 +156,9 @@ def resolve(name: ModelName, catalog: Catalog, quant: str = "", *, origin: str =
     """Return what to fetch for a catalog name such as ``llama2:7b-chat-q5_K_M``.
 
     ``quant`` asks for a type as the name's suffix does. ``origin`` "original" gives the checkpoint
-    to convert instead of ready files. Raises ModelNotFound with near misses, InvalidParameter for
-    a quantization type or origin that there is not.
+    to convert instead of ready files, "meta" the one that Meta's approval e-mail leads to. Raises
+    ModelNotFound with near misses, InvalidParameter for a quantization type or origin that there
+    is not.
     """
     entry, suffix = _find(name, catalog)
     wanted = _spelled(quant or suffix or entry.default_quant)
@@ -167,12 +169,8 @@ def resolve(name: ModelName, catalog: Catalog, quant: str = "", *, origin: str =
         )
     tag = entry.tag if wanted == entry.default_quant else f"{entry.tag}-{_as_suffix(wanted)}"
     full_name = ModelName(Source.CATALOG, entry.family, tag)
-    if origin not in ("", "original"):
-        raise InvalidParameter(f"{origin!r} is no origin of a model", "known: original")
     if origin:
-        if not entry.original:
-            raise InvalidParameter(f"the catalog knows no checkpoint of {full_name}")
-        file = File(Source.HUGGINGFACE, entry.original, ())
+        file = _checkpoint(entry, origin)
     elif wanted in entry.files:
         file = entry.files[wanted]
     else:
@@ -192,6 +190,19 @@ def resolve(name: ModelName, catalog: Catalog, quant: str = "", *, origin: str =
         parameters=dict(entry.sampling),
         sha256={key: file.sha256} if file.sha256 else {},
     )
+
+
+def _checkpoint(entry: Entry, origin: str) -> File:
+    places = {
+        "original": (Source.HUGGINGFACE, entry.original),
+        "meta": (Source.META, entry.meta),
+    }
+    if origin not in places:
+        raise InvalidParameter(f"{origin!r} is no origin of a model", f"known: {', '.join(places)}")
+    source, repo = places[origin]
+    if not repo:
+        raise InvalidParameter(f"the catalog knows no checkpoint of {entry.name} from {origin!r}")
+    return File(source, repo, ())
 
 
 def estimate(entry: Entry, quant: str) -> int:
@@ -335,6 +346,7 @@ def _entry(tables: Tables, family: str, tag: str, licences: Mapping[str, Licence
         licence=licences[table["licence"]],
         gated=table.get("gated", False),
         original=table.get("original", ""),
+        meta=table.get("meta", ""),
         gguf=table.get("gguf", ""),
         files=files,
         default_quant=default_quant,

@@ -115,6 +115,7 @@ _TAG: dict[str, Any] = {
     "licence": _TEXT,
     "gated": _FLAG,
     "original": _REPO,
+    "meta": _Rule("a model of Meta's download like llama-2-7b-chat", _matches(r"[a-z0-9.-]+")),
     "gguf": _REPO,
     "file": _Rule("a .gguf file name with {quant} in it", lambda v: _is_gguf(v) and "{quant}" in v),
     "files": {"*": _FILE},

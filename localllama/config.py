@@ -30,6 +30,7 @@ class Network:
     retries: int = 6  # attempts in a row that bring nothing
     connections: int = 4  # parallel ranges of one file
     limit_rate_bytes: int = 0  # bytes per second over all connections; 0 = no limit
+    meta_url: str = field(default="", repr=False)  # the signed link of Meta's approval e-mail
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": ("network", "offline"),
     "LOCALLLAMA_OFFLINE": ("network", "offline"),
     "LOCALLLAMA_OLLAMA_REGISTRY": ("network", "ollama_registry"),
+    "LLAMA_META_URL": ("network", "meta_url"),
     "LOCALLLAMA_TIMEOUT": ("network", "timeout_seconds"),
     "LOCALLLAMA_RETRIES": ("network", "retries"),
     "LOCALLLAMA_LIMIT_RATE": ("network", "limit_rate_bytes"),

@@ -39,6 +39,7 @@ class Source(StrEnum):
     URL = "url"
     PACKAGE = "package"
     LOCAL = "local"
+    META = "meta"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class RemoteFile:
     ``messages``, ``adapter``, ``projector``. ``size`` is in bytes, -1 where the source does not
     say. ``token`` goes to the host of ``url`` and nowhere else. ``member`` names the file inside
     when ``url`` is a wheel. ``path`` replaces ``url`` for a file that is on this machine already.
-    ``sha256`` is the digest of the bytes behind ``url``.
+    ``sha256`` is the digest of the bytes behind ``url``, ``md5`` what an old source gives instead.
     """
 
     name: str
@@ -121,6 +122,7 @@ class RemoteFile:
     token: str = field(default="", repr=False)
     member: str = ""
     path: str = ""
+    md5: str = ""
 
 
 def parse(text: str) -> ModelName:

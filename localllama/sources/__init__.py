@@ -67,4 +67,8 @@ def files(ref: Ref, network: Network, paths: Paths) -> Listing:
             from localllama.sources import local
 
             return local.files(ref)
+        case Source.META:
+            from localllama.sources import meta
+
+            return meta.files(ref, network)
     raise InvalidName(f"{ref.name} is a name of the catalog and no place to fetch from")
