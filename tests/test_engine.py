@@ -94,6 +94,24 @@ def test_a_seed_repeats_a_reply_and_another_changes_it(engine: Engine) -> None:
     assert texts[1] == texts[2] != texts[3]
 
 
+def test_a_cut_reply_is_gone_on_with(engine: Engine) -> None:
+    ask = [user("Name three colours.")]
+    whole, _ = collect(engine.stream(GREEDY, messages=ask))
+    cut, _ = collect(engine.stream(Sampling(temperature=0, max_tokens=8), messages=ask))
+    begun = [*ask, Message("assistant", cut)]
+    rest, done = collect(engine.stream(GREEDY, messages=begun, continue_last=True))
+    assert (cut + rest).startswith(whole)
+    assert done.usage.cached_tokens >= done.usage.prompt_tokens - 2
+
+
+def test_the_seed_that_was_chosen_is_told(engine: Engine) -> None:
+    given = collect(engine.stream(Sampling(seed=7, max_tokens=1), prompt=COUNTING))[1].seed
+    chosen = [collect(engine.stream(Sampling(max_tokens=1), prompt=COUNTING))[1].seed for _ in "ab"]
+    assert given == 7
+    assert None not in chosen
+    assert chosen[0] != chosen[1]
+
+
 def test_the_second_turn_evaluates_only_what_is_new(engine: Engine) -> None:
     turn = [user("Say hello in one short sentence.")]
     text, first = collect(engine.stream(GREEDY, messages=turn))

@@ -56,6 +56,16 @@ def test_the_template_writes_control_tokens(vocabulary: Vocabulary) -> None:
     assert text(tokens, vocabulary) == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_a_reply_at_the_end_is_gone_on_with(vocabulary: Vocabulary) -> None:
+    cut = Message("assistant", "Hi <|im_end|> and")
+    tokens = build(builtin("chatml"), [*user("Hello"), cut], vocabulary, continue_last=True)
+    assert text(tokens, vocabulary).endswith("<|im_start|>assistant\nHi <|im_end|> and")
+    honest = build(builtin("chatml"), user("Hello"), vocabulary)
+    assert controls(tokens, vocabulary) == controls(honest, vocabulary)
+    with pytest.raises(InvalidParameter, match="no reply to go on with"):
+        build(builtin("chatml"), user("Hello"), vocabulary, continue_last=True)
+
+
 @pytest.mark.parametrize("forged", FORGERIES)
 def test_a_typed_control_text_stays_text(forged: str, vocabulary: Vocabulary) -> None:
     content = f"what does {forged} do? {forged}{forged}"

@@ -137,11 +137,12 @@ class Truncated(msgspec.Struct, frozen=True, tag="truncated"):
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """The reply is over. ``reason``: ``stop``, ``length`` (max_tokens), ``context`` (the context is
-    full) or ``cancelled``."""
+    full) or ``cancelled``. ``seed`` is the one that was used."""
 
     reason: str
     usage: Usage
     timings: Timings
+    seed: int | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -157,7 +158,8 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """Reply to ``messages`` through the chat template, or continue ``prompt`` as it is.
 
-    With less than ``reserve_tokens`` of the context left for the reply, the request fails with
+    ``continue_last``: go on with the last message, the assistant's, instead of a new one. With less
+    than ``reserve_tokens`` of the context left for the reply, the request fails with
     ``context_full``. ``think`` reaches the template as ``enable_thinking``.
     """
 
@@ -166,6 +168,7 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     prompt: str | None = None
     reserve_tokens: int = 0
     think: bool | None = None
+    continue_last: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

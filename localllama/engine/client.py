@@ -150,15 +150,21 @@ class Engine:
         prompt: str | None = None,
         reserve_tokens: int = 0,
         think: bool | None = None,
+        continue_last: bool = False,
     ) -> Generator[Event, None, None]:
         """Reply to ``messages`` through the chat template, or continue ``prompt`` as it is.
+
+        ``continue_last``: go on with the last message, the assistant's, instead of a new one.
 
         Yields Prefill and Text, at the end Done. Closing the generator early cancels the reply;
         the engine can be used again at once. Raises InvalidParameter now; ContextFull, EngineError
         and WorkerDied while iterating.
         """
         parameters.validate(sampling)
-        return self._events(Generate(sampling, tuple(messages), prompt, reserve_tokens, think))
+        request = Generate(
+            sampling, tuple(messages), prompt, reserve_tokens, think, continue_last=continue_last
+        )
+        return self._events(request)
 
     def _events(self, request: Generate) -> Generator[Event, None, None]:
         id = next(self._ids)

@@ -120,4 +120,5 @@ class Job:
                 total_seconds=now - self._received_at,
                 first_token_seconds=first_token_at - self._received_at,
             ),
+            self.sampler.seed,
         )

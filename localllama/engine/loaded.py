@@ -99,7 +99,13 @@ class LoadedModel:
 
     def _conversation_tokens(self, request: Generate, known: Iterable[Sequence[int]]) -> list[int]:
         thinking = {} if request.think is None else {"enable_thinking": request.think}
-        tokens = prompt.build(self._template, request.messages, self._vocabulary, extra=thinking)
+        tokens = prompt.build(
+            self._template,
+            request.messages,
+            self._vocabulary,
+            continue_last=request.continue_last,
+            extra=thinking,
+        )
         nearest = max(known, key=lambda held: common_prefix(held, tokens))
         return prompt.reuse(
             nearest, len(nearest), tokens, self.vocab.piece, self._controls.__contains__

@@ -48,12 +48,14 @@ def build(
     vocabulary: Vocabulary,
     *,
     add_generation_prompt: bool = True,
+    continue_last: bool = False,
     tools: Sequence[Mapping[str, object]] | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> list[int]:
     """Return the prompt's tokens, with one BOS at the start if the vocabulary wants one.
 
-    Raises InvalidTemplate, and InvalidParameter for an unknown role.
+    It ends where the assistant's next message begins or, to ``continue_last``, where the text of
+    the last one ends. Raises InvalidTemplate, and InvalidParameter for an unknown role.
     """
     for message in messages:
         if message.role not in ROLES:
@@ -62,6 +64,14 @@ def build(
             )
     contents = [message.content for message in messages]
     marks = _Marks.choose(vocabulary.controls, contents, template.source, tools, extra)
+
+    cut = ""
+    if continue_last:
+        if not messages or messages[-1].role != "assistant":
+            raise InvalidParameter(
+                "there is no reply to go on with: the last message is not the assistant's"
+            )
+        messages, cut = messages[:-1], messages[-1].content
 
     def render(mark: Callable[[str], str]) -> str:
         return template.render(
@@ -81,7 +91,8 @@ def build(
         text = strict
     bos = vocabulary.bos_token
     lacks_bos = vocabulary.add_bos and not (bos and text.startswith(bos))
-    return _encode(marks.split(text), vocabulary, [vocabulary.bos_id] if lacks_bos else [])
+    fragments = [*marks.split(text), (cut, False)] if cut else marks.split(text)
+    return _encode(fragments, vocabulary, [vocabulary.bos_id] if lacks_bos else [])
 
 
 def reuse(

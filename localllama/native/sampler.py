@@ -60,6 +60,7 @@ class Sampler:
         grammar: str = "",
     ) -> None:
         vocab = context._model.vocab
+        self.seed = seed
         self._context = context
         self._vocab = vocab
         self._grammar = _Grammar(vocab, grammar) if grammar else None
