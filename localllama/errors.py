@@ -7,6 +7,7 @@
     │   └── InvalidParameter        a sampling or load parameter
     ├── NotFound
     │   ├── ModelNotFound           neither installed nor known
+    │   ├── ChatNotFound            no saved chat of that number
     │   └── RemoteNotFound          the source has no such repository, tag or file
     ├── NetworkError                the other side could not be reached or would not answer
     │   ├── Offline                 refused because of --offline
@@ -24,6 +25,7 @@
     │   └── NotEnoughDisk           needs more disk than is free
     ├── StoreError                  the model store cannot be read or written
     │   └── DiskFull                the disk filled up while writing
+    ├── HistoryError                the saved chats cannot be read or written
     └── EngineError                 a loaded model could not do it
         ├── ContextFull             the prompt is longer than the context (needed, available)
         └── WorkerDied              the process that held the model is gone
@@ -87,6 +89,12 @@ class ModelNotFound(NotFound):
     def __init__(self, message: str, hint: str = "", suggestions: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint)
         self.suggestions = suggestions
+
+
+class ChatNotFound(NotFound):
+    """No saved chat has that number, or it was deleted."""
+
+    code = "chat_not_found"
 
 
 class RemoteNotFound(NotFound):
@@ -204,6 +212,12 @@ class DiskFull(StoreError):
     """The disk filled up while writing; what was written so far is kept."""
 
     code = "disk_full"
+
+
+class HistoryError(LocalLlamaError):
+    """The saved chats cannot be read or written."""
+
+    code = "history"
 
 
 class EngineError(LocalLlamaError):

@@ -49,6 +49,11 @@ class Paths:
         return self.data / "history.txt"
 
     @property
+    def chats_file(self) -> Path:
+        """The saved chats, a SQLite database (mode 0600)."""
+        return self.data / "chats.db"
+
+    @property
     def config_file(self) -> Path:
         """The user's settings."""
         return self.config / "config.toml"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -94,6 +94,19 @@ class Session:
         none is not kept: templates refuse two messages of a user in a row.
         """
         self.messages.append(Message("user", text))
+        said = len(self.messages)
+        try:
+            yield from self.reply(sampling, think=think)
+        finally:
+            if len(self.messages) == said:
+                self.messages.pop()
+
+    def reply(self, sampling: Sampling, *, think: bool | None = None) -> Iterator[Event]:
+        """Yield the events of a reply to the messages, or of the rest of one at their end.
+
+        However the stream ends, what came of the reply is kept in ``messages``.
+        """
+        cut = self.messages[-1].content if self.messages[-1].role == "assistant" else ""
         reply: list[str] = []
         try:
             for event in self._stream(sampling, think):
@@ -102,9 +115,22 @@ class Session:
                 yield event
         finally:
             if reply:
-                self.messages.append(Message("assistant", "".join(reply)))
-            else:
-                self.messages.pop()
+                if cut:
+                    self.messages.pop()
+                self.messages.append(Message("assistant", cut + "".join(reply)))
+
+    def replace(self, messages: Sequence[Message], pinned: Iterable[int] = ()) -> None:
+        """Go on with other messages; what was left out stays so up to where they differ."""
+        same = 0
+        for old, new in zip(self.messages, messages, strict=False):
+            if old != new:
+                break
+            same += 1
+        self.messages[same:] = messages[same:]
+        self._left_out = {index for index in self._left_out if index < same}
+        self._pinned = set()
+        for index in pinned:
+            self.pin(index)
 
     def _stream(self, sampling: Sampling, think: bool | None) -> Iterator[Event]:
         reserve = self._reply_tokens(sampling)
