@@ -41,6 +41,7 @@ class Run:
     context_length: int = 0  # tokens; 0 = let the program choose
     threads: int = 0  # 0 = the physical cores
     keep_alive_seconds: float = 300.0  # a model stays loaded so long unused; negative = for ever
+    history: bool = True  # keep chats on the disk
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,9 @@ def history(tmp_path: Path) -> Iterator[History]:
 
 
 def add(history: History, chat: Chat, role: str, content: str) -> StoredMessage:
-    shown = history.branch(chat.id)
-    parent = shown[-1].id if shown else None
+    leaf = history.chat(chat.id).leaf
     done = FINISHED if role == "assistant" else None
-    message = StoredMessage(id=0, parent=parent, role=role, content=content, done=done)
+    message = StoredMessage(id=0, parent=leaf, role=role, content=content, done=done)
     return history.add(chat.id, message)
 
 
@@ -145,10 +144,20 @@ def test_a_deleted_chat_comes_back_unless_it_is_purged(history: History) -> None
     assert history.restore(chat.id).title == "secret plan"
     assert contents(history, chat) == ["secret plan", "sure"]
     history.purge([chat.id])
-    history.purge_old()
     with pytest.raises(ChatNotFound):
         history.restore(chat.id)
     assert filled(history, "new").id > chat.id
+
+
+def test_only_what_was_deleted_long_ago_is_purged_by_itself(history: History) -> None:
+    old, new = filled(history, "old"), filled(history, "new")
+    history.delete(old.id)
+    history.delete(new.id)
+    with sqlite3.connect(history.file) as db:
+        db.execute("UPDATE chats SET deleted_at='2020-01-01T00:00:00+00:00' WHERE id=?", (old.id,))
+    db.close()
+    history.purge_old()
+    assert [chat.id for chat in history.chats(deleted=True)] == [new.id]
 
 
 def test_nothing_of_a_purged_chat_is_left_in_the_files(history: History) -> None:

@@ -2,58 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from localllama.chat.session import Session
-from localllama.engine.api import (
-    Done,
-    Event,
-    Message,
-    Prefill,
-    Ready,
-    Sampling,
-    Text,
-    Timings,
-    Truncated,
-    Usage,
-)
+from localllama.engine.api import Event, Message, Prefill, Sampling, Text, Truncated
 from localllama.errors import ContextFull, InvalidParameter, WorkerDied
-
-
-class ScriptedEngine:
-    """Counts a word as a token, refuses prompts that do not fit, and replies with ``words``."""
-
-    def __init__(self, context_length: int, words: int = 3) -> None:
-        self.ready = Ready(context_length, context_length, "scripted", 0.0)
-        self.words = words
-        self.sent: list[tuple[Message, ...]] = []
-        self.dies_after: int | None = None
-
-    def cancel(self) -> None:
-        raise AssertionError("nobody cancels here")
-
-    def stream(
-        self,
-        sampling: Sampling,
-        *,
-        messages: tuple[Message, ...],
-        reserve_tokens: int = 0,
-        think: bool | None = None,
-    ) -> Iterator[Event]:
-        count = sum(len(message.content.split()) for message in messages)
-        if count + reserve_tokens > self.ready.context_length:
-            needed = count + reserve_tokens
-            available = self.ready.context_length
-            raise ContextFull("full", needed_tokens=needed, available_tokens=available)
-        self.sent.append(messages)
-        yield Prefill(count, count)
-        for number in range(self.words):
-            if number == self.dies_after:
-                raise WorkerDied("gone")
-            yield Text(f"word{number} ")
-        yield Done("stop", Usage(count, 0, self.words), Timings())
+from tests.support.engines import ScriptedEngine
 
 
 def say(session: Session, text: str) -> list[Event]:

@@ -80,6 +80,10 @@ class Conversation:
         """Go over to the branch that leads through another version of a message."""
         self.branch = self.history.show(self.chat.id, message)
 
+    def change(self, **values: Any) -> None:
+        """Set fields of the chat, as History.change() does."""
+        self.chat = self.history.change(self.chat.id, **values)
+
     def pin(self, message: int, keep: bool = True) -> None:
         """Keep a message in the prompt whatever else is left out, or no longer."""
         index = self._index(message)

@@ -33,8 +33,9 @@ class Model(Protocol):
         messages: tuple[Message, ...],
         reserve_tokens: int = 0,
         think: bool | None = None,
+        continue_last: bool = False,
     ) -> Iterator[Event]:
-        """Reply to ``messages``."""
+        """Reply to ``messages``, or go on with the last one."""
         ...
 
 
@@ -87,38 +88,6 @@ class Session:
         else:
             self._pinned.discard(index)
 
-    def send(self, text: str, sampling: Sampling, *, think: bool | None = None) -> Iterator[Event]:
-        """Say ``text`` and yield the events of the reply.
-
-        However the stream ends, what came of the reply is kept in ``messages``. A message that got
-        none is not kept: templates refuse two messages of a user in a row.
-        """
-        self.messages.append(Message("user", text))
-        said = len(self.messages)
-        try:
-            yield from self.reply(sampling, think=think)
-        finally:
-            if len(self.messages) == said:
-                self.messages.pop()
-
-    def reply(self, sampling: Sampling, *, think: bool | None = None) -> Iterator[Event]:
-        """Yield the events of a reply to the messages, or of the rest of one at their end.
-
-        However the stream ends, what came of the reply is kept in ``messages``.
-        """
-        cut = self.messages[-1].content if self.messages[-1].role == "assistant" else ""
-        reply: list[str] = []
-        try:
-            for event in self._stream(sampling, think):
-                if isinstance(event, Text):
-                    reply.append(event.text)
-                yield event
-        finally:
-            if reply:
-                if cut:
-                    self.messages.pop()
-                self.messages.append(Message("assistant", cut + "".join(reply)))
-
     def replace(self, messages: Sequence[Message], pinned: Iterable[int] = ()) -> None:
         """Go on with other messages; what was left out stays so up to where they differ."""
         same = 0
@@ -132,14 +101,41 @@ class Session:
         for index in pinned:
             self.pin(index)
 
-    def _stream(self, sampling: Sampling, think: bool | None) -> Iterator[Event]:
+    def send(self, text: str, sampling: Sampling, *, think: bool | None = None) -> Iterator[Event]:
+        """Say ``text`` and yield the events of the reply.
+
+        However the stream ends, what came of the reply is kept in ``messages``. A message that got
+        none is not kept: templates refuse two messages of a user in a row.
+        """
+        self.messages.append(Message("user", text))
+        reply: list[str] = []
+        try:
+            for event in self.reply(sampling, think=think):
+                if isinstance(event, Text):
+                    reply.append(event.text)
+                yield event
+        finally:
+            if reply:
+                self.messages.append(Message("assistant", "".join(reply)))
+            else:
+                self.messages.pop()
+
+    def reply(self, sampling: Sampling, *, think: bool | None = None) -> Iterator[Event]:
+        """Yield the events of a reply to the messages as they stand; keeps nothing of it.
+
+        After a message of the assistant it is the rest of that one.
+        """
         reserve = self._reply_tokens(sampling)
         before = set(self._left_out)
         needed = 0
         while True:
             try:
                 stream = self.engine.stream(
-                    sampling, messages=self._sent(), reserve_tokens=reserve, think=think
+                    sampling,
+                    messages=self._sent(),
+                    reserve_tokens=reserve,
+                    think=think,
+                    continue_last=[m.role for m in self.messages[-1:]] == ["assistant"],
                 )
                 for event in stream:
                     dropped = len(self._left_out - before)

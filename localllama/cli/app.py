@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from localllama.catalog import Catalog
+    from localllama.chat.history import History
     from localllama.names import ModelName
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,6 +50,12 @@ class App:
         from localllama import catalog
 
         return catalog.load(user=self.paths.user_catalog)
+
+    def history(self) -> History:
+        """Open the saved chats; raises HistoryError, StoreError."""
+        from localllama.chat.history import History
+
+        return History(self.paths.chats_file)
 
     def network(self, **changes: Any) -> settings.Network:
         """Return the network settings with what this command's flags say."""

@@ -35,6 +35,7 @@ COMMANDS = {
     "verify": ("verify", "Hash installed models again"),
     "prune": ("verify", "Remove files that no model uses"),
     "bench": ("bench", "Measure the speed and memory of a model"),
+    "history": ("history", "List, search, show and take along saved chats"),
     "ps": ("ps", "List loaded models"),
     "stop": ("stop", "Unload models"),
     "login": ("login", "Save a Hugging Face token"),

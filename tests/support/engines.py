@@ -1,14 +1,27 @@
-"""Workers for tests: one thread, in a folder of their own, gone when they are closed."""
+"""Engines for tests: real workers in a folder of their own, and a scripted one without a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
 
-from localllama.engine.api import LoadOptions
+from localllama.engine.api import (
+    Done,
+    Event,
+    LoadOptions,
+    Message,
+    Prefill,
+    Ready,
+    Sampling,
+    Text,
+    Timings,
+    Usage,
+)
 from localllama.engine.client import Engine
 from localllama.engine.registry import Label, Registry
+from localllama.errors import ContextFull, WorkerDied
 
 _PATIENCE_SECONDS = 60.0  # for a hang, not a measure
 
@@ -46,3 +59,64 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert monotonic() < deadline
         sleep(0.01)  # leaves the core to whatever is waited for
+
+
+class ScriptedEngine:
+    """Counts a word as a token, refuses prompts that do not fit, and replies with ``texts``.
+
+    Before the last of them it waits for ``pause``, if there is one, or until it is cancelled.
+    """
+
+    def __init__(self, context_length: int, words: int = 3) -> None:
+        self.ready = Ready(context_length, context_length, "scripted", 0.0)
+        self.words = words
+        self.sent: list[tuple[Message, ...]] = []
+        self.dies_after: int | None = None
+        self.pause: threading.Event | None = None
+        self.continued = False  # the last request was for the rest of a reply
+        self._cancelled = False
+
+    @property
+    def words(self) -> int:
+        """How many texts a reply has; set, they are word0, word1 and so on."""
+        return len(self.texts)
+
+    @words.setter
+    def words(self, count: int) -> None:
+        self.texts = tuple(f"word{number} " for number in range(count))
+
+    def cancel(self) -> None:
+        """End the running reply before its next word."""
+        self._cancelled = True
+        if self.pause is not None:
+            self.pause.set()
+
+    def stream(
+        self,
+        sampling: Sampling,
+        *,
+        messages: tuple[Message, ...],
+        reserve_tokens: int = 0,
+        think: bool | None = None,
+        continue_last: bool = False,
+    ) -> Iterator[Event]:
+        """Reply with the texts."""
+        count = sum(len(message.content.split()) for message in messages)
+        if count + reserve_tokens > self.ready.context_length:
+            needed = count + reserve_tokens
+            available = self.ready.context_length
+            raise ContextFull("full", needed_tokens=needed, available_tokens=available)
+        self.sent.append(messages)
+        self.continued = continue_last
+        self._cancelled = False
+        yield Prefill(count, count)
+        for number, text in enumerate(self.texts):
+            if number == self.dies_after:
+                raise WorkerDied("gone")
+            if number == len(self.texts) - 1 and self.pause is not None:
+                self.pause.wait(_PATIENCE_SECONDS)
+            if self._cancelled:
+                yield Done("cancelled", Usage(count, 0, number), Timings(), 99)
+                return
+            yield Text(text)
+        yield Done("stop", Usage(count, 0, len(self.texts)), Timings(), 99)
