@@ -180,7 +180,7 @@ def test_nothing_of_a_history_in_memory_reaches_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with History.in_memory() as history:
+    with History.temporary() as history:
         filled(history, "hello", "hi")
         assert history.search("hello")
     assert list(tmp_path.iterdir()) == []

@@ -92,7 +92,9 @@ def test_a_conversation(terminal: Terminal) -> None:
     terminal.type("/save kept")
     terminal.expect("saved as kept:latest")
     terminal.type("/clear")
-    terminal.expect("forgotten")
+    terminal.expect("a new conversation begins")
+    terminal.type("/history two")
+    terminal.expect(r"1  Hello!")
     terminal.type("/load kept")
     terminal.expect("kept:latest is loaded")
     terminal.type("/bye")
@@ -102,6 +104,46 @@ def test_a_conversation(terminal: Terminal) -> None:
     modelfile = cli.run("show", "kept", "--modelfile").stdout
     assert 'MESSAGE user """Hello!"""' in modelfile
     assert 'MESSAGE user """one\ntwo"""' in modelfile
+
+
+def test_a_conversation_is_gone_on_with(terminal: Terminal, model: str, home: Path) -> None:
+    terminal.type("/set parameter max_tokens 4")
+    terminal.type("My name is Ada.")
+    terminal.expect("cut at 4 tokens")
+    terminal.type("/set nohistory")
+    terminal.type("This is secret.")
+    terminal.expect("cut at 4 tokens")
+    terminal.type("/bye")
+    assert terminal.wait() == 0
+    saved = cli.data("history", "show", "1")
+    question, answer = saved["messages"]
+    assert question["content"] == "My name is Ada."
+    assert answer["origin"]["digest"] == cli.data("list")["models"][0]["digest"]
+    assert answer["seed"] is not None
+    assert (home / "chats.db").stat().st_mode & 0o777 == 0o600
+    with Terminal([*cli.COMMAND, "run", "--continue"], dict(os.environ)) as again:
+        again.expect(r"chat 1: My name is Ada\. \(2 messages\)")
+        again.expect(">>> ")
+        again.type("/set verbose")
+        again.type("And my name is?")
+        again.expect(r"eval count: +4 token")  # max_tokens came back with the chat
+        again.type("/bye")
+        assert again.wait() == 0
+    assert len(cli.data("history", "show", "1")["messages"]) == 4
+
+
+def test_without_history_nothing_is_left(model: str, home: Path) -> None:
+    command = [*cli.COMMAND, "run", model, "--no-history", "--max-tokens", "2", *GREEDY]
+    with Terminal(command, dict(os.environ)) as terminal:
+        terminal.expect(">>> ")
+        terminal.type("Remember the word xylophonic.")
+        terminal.expect("cut at 2 tokens")
+        terminal.type("/bye")
+        assert terminal.wait() == 0
+    files = [file for file in home.rglob("*") if file.is_file() and file.stat().st_size < 1 << 20]
+    assert files
+    assert not [file for file in files if b"xylophonic" in file.read_bytes()]
+    assert not (home / "chats.db").exists()
 
 
 def test_ctrl_c_stops_a_reply_and_a_second_one_leaves(terminal: Terminal) -> None:

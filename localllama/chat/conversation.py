@@ -65,11 +65,7 @@ class Conversation:
         """Save a message of the user: at the end, or as another version of message ``at``."""
         if at is not None:
             self._shorten(at)
-        parent = self.branch[-1].id if self.branch else None
-        message = StoredMessage(
-            id=0, parent=parent, role="user", content=text, attachments=attachments
-        )
-        self.branch.append(self.history.add(self.chat.id, message))
+        self.add("user", text, attachments)
         return self.branch[-1]
 
     def again(self, at: int) -> None:
@@ -79,6 +75,14 @@ class Conversation:
     def show(self, message: int) -> None:
         """Go over to the branch that leads through another version of a message."""
         self.branch = self.history.show(self.chat.id, message)
+
+    def add(self, role: str, content: str, attachments: tuple[Attachment, ...] = ()) -> None:
+        """Save a message at the end: also those that the model's own conversations begin with."""
+        parent = self.branch[-1].id if self.branch else None
+        message = StoredMessage(
+            id=0, parent=parent, role=role, content=content, attachments=attachments
+        )
+        self.branch.append(self.history.add(self.chat.id, message))
 
     def change(self, **values: Any) -> None:
         """Set fields of the chat, as History.change() does."""

@@ -47,9 +47,14 @@ class History:
             self.full_text = database.index_words(self._db, wanted=full_text)
 
     @classmethod
-    def in_memory(cls) -> Self:
-        """Return a history that is gone when it is closed and leaves nothing on the disk."""
+    def temporary(cls) -> Self:
+        """Return a history in memory: gone when it is closed, and never on the disk."""
         return cls(database.MEMORY)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether this is a temporary one."""
+        return self.file == database.MEMORY
 
     def close(self) -> None:
         """Let go of the file."""

@@ -42,6 +42,19 @@ def _lines() -> Iterator[str]:
                 yield command.get_help(ctx)
                 yield "```"
                 yield ""
+                if isinstance(command, click.Group):
+                    yield from _subcommands(command, ctx)
+
+
+def _subcommands(group: click.Group, parent: click.Context) -> Iterator[str]:
+    for name, command in group.commands.items():
+        with click.Context(command, info_name=name, parent=parent) as ctx:
+            yield f"### {ctx.command_path}"
+            yield ""
+            yield "```text"
+            yield command.get_help(ctx)
+            yield "```"
+            yield ""
 
 
 def main() -> int:

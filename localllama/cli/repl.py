@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,10 +11,15 @@ from typing import Any
 import msgspec
 
 from localllama import names
-from localllama.chat.session import Session
+from localllama.chat.conversation import Conversation, LoadedModel
+from localllama.chat.history import History
+from localllama.chat.records import Chat, StoredMessage, first_words, spoken
 from localllama.cli import output, reply, run, show
 from localllama.cli.app import App
+from localllama.cli.editor import Editor
 from localllama.engine import sampling
+from localllama.engine.api import Message
+from localllama.engine.client import Engine
 from localllama.errors import InvalidParameter, LocalLlamaError, WorkerDied
 from localllama.runner import Want, parameter_layers
 from localllama.store import Installed
@@ -24,7 +28,7 @@ _HELP = """\
 Commands:
   /set parameter NAME VALUE   a sampling parameter, or num_ctx
   /set system TEXT            the system prompt
-  /set history | nohistory    remember what is typed here, or do not
+  /set history | nohistory    keep this chat and what is typed here on the disk, or do not
   /set wordwrap | nowordwrap  break lines between words
   /set format json | FILE     make replies valid JSON, or follow the JSON Schema in a file
   /set noformat               leave their form to the model again
@@ -33,7 +37,9 @@ Commands:
   /show [info|license|modelfile|parameters|system|template]
   /load MODEL                 another model, a new conversation
   /save NAME                  keep model, parameters, system prompt and messages under a name
-  /clear                      forget the conversation
+  /clear                      begin a new conversation
+  /history [WORDS]            the saved chats, or those with these words
+  /open NUMBER                go on with a saved chat
   /list                       the installed models
   /bye                        leave (also Ctrl-D)
 
@@ -43,6 +49,7 @@ _SWITCHES = (
     *("parameter", "system", "history", "nohistory", "wordwrap", "nowordwrap"),
     *("format", "noformat", "verbose", "quiet", "think", "nothink"),
 )
+_LISTED = 20  # chats of /history
 _PARTS = ("info", "license", "modelfile", "parameters", "system", "template")
 
 
@@ -54,6 +61,7 @@ class Repl:
         app: App,
         want: Want,
         settings: dict[str, Any],
+        history: History,
         *,
         verbose: bool = False,
         wrap: bool = True,
@@ -61,21 +69,32 @@ class Repl:
     ) -> None:
         self._app = app
         self._want = want
-        self._settings = settings  # this chat's own sampling parameters
+        self._given = settings  # on the command line
+        self._settings = {**settings}  # this chat's own sampling parameters
+        self._history = history
         self._verbose = verbose
         self._wrap = wrap
         self._bound = bound or {}  # the fields of Sampling that say what replies must follow
         self._think: bool | None = None
         self._stack = ExitStack()
         self._dead = False
+        self._chat: Conversation | None = None  # before the first message there is none to save
+        self._system = ""
         self._model: Installed
-        self._session: Session
+        self._engine: Engine
 
-    def talk(self, model: Installed, system: str | None) -> int:
+    def talk(self, model: Installed, system: str | None, chat: Chat | None = None) -> int:
         """Converse until the user leaves; returns the exit code."""
-        with self._stack:
-            self._open(model, system)
-            editor = _Editor(self._app)
+        with self._stack, ExitStack() as ours:
+            ours.callback(lambda: self._history.close())
+            self._load_model(model)
+            self._system = model.system if system is None else system
+            if chat is not None:
+                self._enter(
+                    chat if system is None else self._history.change(chat.id, system=system)
+                )
+            editor = Editor(self._app.paths.history_file, self._completions())
+            editor.remember(not self._history.in_memory)
             while (text := editor.read()) is not None:
                 try:
                     if text.strip().startswith("/"):
@@ -87,41 +106,60 @@ class Repl:
                     output.fail(error)
         return 0
 
-    def _open(self, model: Installed, system: str | None = None) -> None:
-        engine = self._stack.enter_context(run.opened(self._app, model, self._want))
+    def _load_model(self, model: Installed) -> None:
+        self._engine = self._stack.enter_context(run.opened(self._app, model, self._want))
         self._model = model
-        self._session = run.begin(engine, model, system)
 
     def _switch(self, model: Installed, want: Want) -> None:
         """Load another model, or the same in another way; when that fails, go back."""
-        before, session = (self._model, self._want), self._session
+        before = self._model, self._want
         self._stack.close()  # first: two models may not fit
         self._want = want
         try:
-            self._open(model)
+            self._load_model(model)
         except LocalLlamaError:
             self._model, self._want = before
-            self._resume(session)
+            self._load_model(self._model)
             raise
 
-    def _resume(self, session: Session) -> None:
-        """Load the present model again and go on with a conversation."""
-        self._stack.close()
-        self._open(self._model, session.system)
-        self._session.messages = session.messages
+    def _begun(self) -> Conversation:
+        """The conversation, which its first message begins."""
+        if self._chat is None:
+            chat = self._history.create(
+                model=self._model.name,
+                system=self._system,
+                parameters=self._settings,
+                context_length=self._want.context_length,
+            )
+            self._chat = Conversation(self._history, chat)
+            for message in self._model.messages:
+                self._chat.add(message["role"], message["content"])
+        return self._chat
+
+    def _enter(self, chat: Chat) -> None:
+        """Go on with a saved chat, with the model that is loaded."""
+        self._chat = Conversation(self._history, chat)
+        self._system = chat.system
+        self._settings = {**chat.parameters, **self._given}
+        output.say(f"chat {chat.id}: {chat.title} ({len(self._chat.branch)} messages)")
+        for message in self._chat.branch[-2:]:
+            output.say(_reminder(message))
 
     def _say(self, text: str) -> bool:
         """Send a message and show the reply; False when the user stopped it."""
         layers = [("chat", self._settings), *parameter_layers(self._model, self._app.config)]
         chosen = msgspec.structs.replace(sampling.resolve(layers).sampling, **self._bound)
         if self._dead:  # the process that held the model is gone, not so the conversation
-            self._resume(self._session)
+            self._stack.close()
+            self._load_model(self._model)
             self._dead = False
-        context = self._session.engine.ready.context_length
-        events = self._session.send(text, chosen, think=self._think)
+        chat, context = self._begun(), self._engine.ready.context_length
+        chat.say(text)
+        model = LoadedModel(self._engine, self._model.name, self._model.digest)
+        events = chat.reply(model, chosen, think=self._think)
         screen = reply.Shown(context, wrap=self._wrap)
         try:
-            answer = reply.follow(events, screen, cancel=self._session.engine.cancel)
+            answer = reply.follow(events, screen, cancel=self._engine.cancel)
         except WorkerDied:
             self._dead = True
             raise
@@ -134,7 +172,7 @@ class Repl:
 
     # slash commands
 
-    def _command(self, line: str, editor: _Editor) -> bool:
+    def _command(self, line: str, editor: Editor) -> bool:
         """Carry out a slash command; False leaves the conversation."""
         word, _, rest = line.strip().partition(" ")
         commands: dict[str, Callable[[str], None]] = {
@@ -143,6 +181,8 @@ class Repl:
             "/load": self._load,
             "/save": self._save,
             "/clear": self._clear,
+            "/history": self._list_chats,
+            "/open": self._open_chat,
             "/list": self._list,
             "/help": self._help,
             "/?": self._help,
@@ -154,19 +194,31 @@ class Repl:
         commands[word](rest.strip())
         return True
 
+    def _completions(self) -> dict[str, Any]:
+        models = dict.fromkeys(model.name for model in self._app.store.models())
+        parameters = dict.fromkeys([p.name for p in sampling.PARAMETERS] + ["num_ctx"])
+        return {
+            "/set": {**dict.fromkeys(_SWITCHES), "parameter": parameters, "format": {"json"}},
+            "/show": dict.fromkeys(_PARTS),
+            "/load": models,
+            **dict.fromkeys(("/save", "/clear", "/list", "/history", "/open", "/help", "/bye")),
+        }
+
     def _help(self, _: str) -> None:
         output.say(_HELP)
 
-    def _set(self, text: str, editor: _Editor) -> None:
+    def _set(self, text: str, editor: Editor) -> None:
         switch, _, value = text.partition(" ")
         value = value.strip()
         if switch == "parameter":
             self._parameter(value)
         elif switch == "system":
-            self._session.system = _unquoted(value)
+            self._system = _unquoted(value)
+            if self._chat is not None:
+                self._chat.change(system=self._system)
             output.say("system prompt set")
         elif switch in ("history", "nohistory"):
-            editor.remember(switch == "history")
+            self._keep(switch == "history", editor)
         elif switch in ("wordwrap", "nowordwrap"):
             self._wrap = switch == "wordwrap"
         elif switch == "format" and value:
@@ -192,18 +244,20 @@ class Repl:
         if name == "num_ctx":
             if not value.isdecimal() or int(value) < 1:
                 raise InvalidParameter(f"num_ctx must be a number of tokens, not {value!r}")
-            session = self._session
             self._switch(self._model, replace(self._want, context_length=int(value)))
-            self._session.system, self._session.messages = session.system, session.messages
+            changed: dict[str, Any] = {"context_length": int(value)}
         else:
             parameter = sampling.lookup(name)
             given = _words(value) if parameter.kind is str else _unquoted(value)
             self._settings[parameter.name] = parameter.convert(given)
+            changed = {"parameters": self._settings}
+        if self._chat is not None:
+            self._chat.change(**changed)
         output.say(f"{name} is {value}")
 
     def _show(self, part: str) -> None:
         if part == "system":
-            output.result(self._session.system or "there is no system prompt")
+            output.result(self._system or "there is no system prompt")
         else:
             text = show.describe(self._app, self._model, part or "info", chat=self._settings)
             output.result(output.printable(text))
@@ -212,6 +266,7 @@ class Repl:
         if not text:
             raise InvalidParameter("which model?", "/load NAME, /list shows them")
         self._switch(show.find(self._app, text), self._want)
+        self._chat, self._system = None, self._model.system
         output.say(f"{self._model.name} is loaded")
 
     def _save(self, text: str) -> None:
@@ -232,94 +287,59 @@ class Repl:
             replace(
                 self._model,
                 name=str(name),
-                system=self._session.system,
+                system=self._system,
                 parameters=parameters,
                 saved=True,
-                messages=tuple(
-                    {"role": m.role, "content": m.content} for m in self._session.messages
-                ),
+                messages=tuple({"role": m.role, "content": m.content} for m in self._said()),
             )
         )
         output.say(f"saved as {name}")
 
+    def _said(self) -> list[Message]:
+        return [spoken(message) for message in self._chat.branch] if self._chat else []
+
     def _clear(self, _: str) -> None:
-        self._session.clear()
-        output.say("the conversation is forgotten")
+        self._chat = None
+        output.say("a new conversation begins")
+
+    def _keep(self, yes: bool, editor: Editor) -> None:
+        """Keep what is said on the disk, this chat included, or in memory from now on."""
+        editor.remember(yes)
+        if yes == (not self._history.in_memory):
+            return
+        before, self._history = self._history, self._app.history() if yes else History.temporary()
+        if self._chat is not None:
+            chat = self._chat.chat
+            [taken] = self._history.take_in([(before.chat(chat.id), before.messages(chat.id))])
+            self._chat = Conversation(self._history, taken)
+        before.close()
+
+    def _list_chats(self, words: str) -> None:
+        found = {hit.chat for hit in self._history.search(words)} if words else None
+        chats = [c for c in self._history.chats() if found is None or c.id in found]
+        for chat in chats[:_LISTED]:
+            title = output.printable(chat.title)
+            output.result(f"{chat.id:>5}  {title:<50}  {output.ago(chat.updated_at)}")
+        if not chats:
+            output.say("there are none")
+
+    def _open_chat(self, text: str) -> None:
+        if not text.isdecimal():
+            raise InvalidParameter("which chat?", "/open NUMBER, /history shows them")
+        chat = self._history.chat(int(text))
+        if chat.model and chat.model != self._model.name:
+            output.say(f"it was held with {chat.model}; /load goes back to that model")
+        self._enter(chat)
 
     def _list(self, _: str) -> None:
         for model in self._app.store.models():
             output.result(f"{model.name:<40}  {output.size(model.size_bytes)}")
 
 
-class _Editor:
-    """Reads messages: line editing, history, completion of slash commands, three quotes."""
-
-    def __init__(self, app: App) -> None:
-        from prompt_toolkit import PromptSession
-        from prompt_toolkit.completion import NestedCompleter
-        from prompt_toolkit.history import FileHistory, InMemoryHistory
-
-        self.stopped = False  # the last thing the user did was Ctrl-C
-        file = app.paths.history_file
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-            self._file_history: Any = FileHistory(str(file))
-        except OSError:  # a read-only home: talk all the same
-            self._file_history = InMemoryHistory()
-        self._forgetful = InMemoryHistory()
-        models = {model.name: None for model in app.store.models()}
-        words = NestedCompleter.from_nested_dict(
-            {
-                "/set": {
-                    **dict.fromkeys(_SWITCHES),
-                    "parameter": dict.fromkeys([p.name for p in sampling.PARAMETERS] + ["num_ctx"]),
-                    "format": {"json"},
-                },
-                "/show": dict.fromkeys(_PARTS),
-                "/load": models,
-                **dict.fromkeys(("/save", "/clear", "/list", "/help", "/bye")),
-            }
-        )
-        self._prompt: PromptSession[str] = PromptSession(
-            history=self._file_history, completer=words, complete_while_typing=False
-        )
-
-    def remember(self, yes: bool) -> None:
-        """Keep what is typed on disk, or from now on only for this sitting."""
-        self._prompt.history = self._file_history if yes else self._forgetful
-        self._prompt.default_buffer.history = self._prompt.history
-
-    def read(self) -> str | None:
-        """Return the next message or command, None when the user leaves."""
-        lines: list[str] = []
-        while True:
-            prompt = "... " if lines else ">>> "
-            try:
-                line = self._prompt.prompt(prompt, placeholder=_placeholder(lines))
-            except EOFError:
-                return None
-            except KeyboardInterrupt:
-                if self.stopped:
-                    return None
-                output.say("Ctrl-C again, Ctrl-D or /bye leaves")
-                self.stopped = True
-                lines = []
-                continue
-            self.stopped = False
-            if not lines and not line.lstrip().startswith('"""'):
-                return line
-            lines.append(line if lines else line.lstrip()[3:])
-            if lines[-1].rstrip().endswith('"""'):
-                lines[-1] = lines[-1].rstrip()[:-3]
-                return "\n".join(lines)
-
-
-def _placeholder(lines: list[str]) -> Any:
-    from prompt_toolkit.formatted_text import HTML
-
-    text = 'end with """' if lines else "Send a message (/? for help)"
-    return HTML(f"<ansibrightblack>{text}</ansibrightblack>")
+def _reminder(message: StoredMessage) -> str:
+    """A message of a chat that is opened again, on one line."""
+    text = first_words(output.printable(message.content), 200)
+    return f">>> {text}" if message.role == "user" else text
 
 
 def _words(text: str) -> list[str]:

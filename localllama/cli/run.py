@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -19,9 +19,13 @@ from localllama.config import parse_duration
 from localllama.engine import grammar, sampling, schema
 from localllama.engine.api import Message, Sampling
 from localllama.engine.client import Engine
-from localllama.errors import InvalidParameter
+from localllama.errors import ChatNotFound, InvalidParameter, LocalLlamaError
 from localllama.runner import Runner, Want, parameter_layers
 from localllama.store import Installed
+
+if TYPE_CHECKING:
+    from localllama.chat.history import History
+    from localllama.chat.records import Chat
 
 _EXAMPLES = """\b
 Examples:
@@ -47,6 +51,9 @@ Examples:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default physical cores.")
 @click.option("--keep-alive", help="Stay loaded so long unused: 5m, 300, 0; negative is for ever.")
 @click.option("--template", default="", help="Chat template: a built-in one, or a Jinja file.")
+@click.option("--continue", "resume", is_flag=True, help="Go on with the latest saved chat.")
+@click.option("--chat", "chat_id", type=int, metavar="ID", help="Go on with this saved chat.")
+@click.option("--no-history", is_flag=True, help="Keep nothing of this chat on the disk.")
 @click.option("--verbose", is_flag=True, help="Print the timings of each reply.")
 @click.option("--nowordwrap", is_flag=True, help="Leave the breaking of lines to the terminal.")
 @yes_option
@@ -62,6 +69,9 @@ def run_command(
     threads: int | None,
     keep_alive: str | None,
     template: str,
+    resume: bool,
+    chat_id: int | None,
+    no_history: bool,
     verbose: bool,
     nowordwrap: bool,
     yes: bool,
@@ -71,6 +81,7 @@ def run_command(
     """Chat with MODEL, or reply once to PROMPT or to what comes in through a pipe.
 
     A model that is not installed is pulled, after asking. Ctrl-C stops a reply and keeps it.
+    Conversations are saved: localllama history lists them.
     """
     app = App.start()
     settings = {name: value for name, value in request.items() if value is not None}
@@ -80,9 +91,19 @@ def run_command(
     text = _question(prompt)
     if text is not None and not text:
         raise InvalidParameter("there is nothing to reply to", "give a prompt or pipe a text in")
-    installed = _locate(app, model or app.config.run.model, yes=yes)
+    chat: Chat | None = None
+    if text is None:
+        history = _history(app, keep=not no_history, needed=resume or chat_id is not None)
+        chat = _chosen(history, chat_id, latest=resume)
+        if no_history and chat is not None:
+            raise InvalidParameter("a saved chat cannot go on without the history")
+    elif resume or chat_id is not None:
+        raise InvalidParameter(
+            "one prompt is answered by itself, not in a chat", "leave it out and type it there"
+        )
+    installed = _locate(app, model or (chat and chat.model) or app.config.run.model, yes=yes)
     want = Want(
-        ctx or 0,
+        ctx or (chat.context_length if chat else 0),
         gpu_layers,
         threads or 0,
         _template(template),
@@ -92,8 +113,8 @@ def run_command(
     if text is None:
         from localllama.cli.repl import Repl
 
-        repl = Repl(app, want, settings, verbose=verbose, wrap=not nowordwrap, bound=bound)
-        return repl.talk(installed, system)
+        repl = Repl(app, want, settings, history, verbose=verbose, wrap=not nowordwrap, bound=bound)
+        return repl.talk(installed, system, chat)
     resolved = sampling.resolve([("request", settings), *parameter_layers(installed, app.config)])
     with opened(app, installed, want) as engine:
         session = begin(engine, installed, system)
@@ -104,6 +125,36 @@ def run_command(
     if verbose:
         output.say(reply.timings(answer.done))
     return output.INTERRUPTED if answer.stopped else 0
+
+
+def _history(app: App, *, keep: bool, needed: bool) -> History:
+    """Open the saved chats, or something that forgets; trouble with them is no end unless needed.
+
+    Raises HistoryError, StoreError.
+    """
+    from localllama.chat.history import History
+
+    if not needed and not (keep and app.config.run.history):
+        return History.temporary()
+    try:
+        return app.history()
+    except LocalLlamaError as error:
+        if needed:
+            raise
+        output.say(f"Warning: this chat is not saved: {error.message}")
+        return History.temporary()
+
+
+def _chosen(history: History, id: int | None, *, latest: bool) -> Chat | None:
+    """Return the saved chat to go on with; raises ChatNotFound."""
+    if id is not None:
+        return history.chat(id)
+    if not latest:
+        return None
+    chats = sorted(history.chats(), key=lambda chat: chat.updated_at)
+    if not chats:
+        raise ChatNotFound("there is no saved chat yet")
+    return chats[-1]
 
 
 def _once(session: Session, text: str, chosen: Sampling, *, quiet: bool) -> reply.Reply:
