@@ -84,10 +84,6 @@ class Entry:
         """The quantization types there are files of, smallest first."""
         return tuple(sorted(self.files, key=BITS_PER_WEIGHT.__getitem__))
 
-    def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
-        """Return the KV cache's bytes per token; an upper bound where layers see a window only."""
-        return 2 * self.shape.layers * self.shape.kv_heads * self.shape.head_size * bytes_per_value
-
 
 @dataclass(frozen=True, slots=True)
 class Family:

@@ -265,12 +265,6 @@ def test_every_type_can_be_estimated_and_more_bits_are_more_bytes() -> None:
     assert estimate(entry, "f16") == 2 * entry.parameters
 
 
-def test_kv_cache_size() -> None:
-    assert find("llama2:7b-chat").kv_bytes_per_token() == 524_288
-    assert find("llama3.1:8b").kv_bytes_per_token() == 131_072
-    assert find("llama3.1:8b").kv_bytes_per_token(bytes_per_value=1) == 65_536
-
-
 # ---- a user's own file ---------------------------------------------------------------------------
 
 

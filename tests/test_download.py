@@ -23,11 +23,10 @@ from localllama.download import (
     fetch,
     get_bytes,
     get_json,
-    list_partials,
     probe,
     read_range,
 )
-from localllama.download.partial import Header, PartialFile, key_of
+from localllama.download.partial import Header, PartialFile, key_of, peek
 from localllama.errors import (
     AccessDenied,
     ChecksumMismatch,
@@ -269,9 +268,8 @@ def test_closing_keeps_what_arrived(hub: Hub, partials: Path) -> None:
     advance(work, 8 * MB - 4 * 65_536)
     work.close()  # all four connections hang in a read by now, the rest in their hands
     assert all(fault.reached.is_set() for fault in stalls)
-    (partial,) = list_partials(partials)
-    assert (partial.key, partial.url, partial.size) == (remote.sha256, remote.url, content.size)
-    assert partial.done_bytes == 8 * MB
+    header, done_bytes = peek(partials, remote.sha256)
+    assert (header.url, header.size, done_bytes) == (remote.url, content.size, 8 * MB)
     assert right(finish(fetch(remote, partials, NETWORK)), content)
     assert hub.bytes_sent() == content.size
 
@@ -297,8 +295,8 @@ def test_a_torn_journal_costs_one_piece(hub: Hub, partials: Path) -> None:
         finish(fetch(remote, partials, NETWORK))
     (journal,) = partials.glob("*.map")
     os.truncate(journal, journal.stat().st_size - 5)
-    (partial,) = list_partials(partials)
-    assert MB - 65_536 * 2 <= partial.done_bytes < MB
+    _, done_bytes = peek(partials, remote.sha256)
+    assert MB - 65_536 * 2 <= done_bytes < MB
 
 
 def interrupted(hub: Hub, partials: Path, content: Content, done_bytes: int) -> RemoteFile:
@@ -514,11 +512,11 @@ def test_a_full_disk_keeps_what_arrived(hub: Hub, partials: Path) -> None:
     command = [sys.executable, "-c", FULL, CHILD, *arguments]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "disk is full" in out.splitlines()[-1]
-    (partial,) = list_partials(partials)
-    assert 0 < partial.done_bytes <= MB
+    _, done_bytes = peek(partials, remote.sha256)
+    assert 0 < done_bytes <= MB
     before = hub.bytes_sent()
     assert right(finish(fetch(remote, partials, NETWORK)), content)
-    assert hub.bytes_sent() - before == content.size - partial.done_bytes
+    assert hub.bytes_sent() - before == content.size - done_bytes
 
 
 def test_a_folder_that_cannot_be_written(hub: Hub, tmp_path: Path) -> None:

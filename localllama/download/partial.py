@@ -20,7 +20,6 @@ import struct
 import threading
 import zlib
 from collections.abc import Generator, Iterable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
@@ -45,17 +44,6 @@ class Header:
     size: int = -1
     etag: str = ""
     sha256: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Partial:
-    """An unfinished, or finished and not yet stored, download as a user sees it."""
-
-    key: str
-    url: str
-    done_bytes: int
-    size: int  # -1 = unknown
-    modified: float  # seconds since the epoch
 
 
 def key_of(url: str, sha256: str) -> str:
@@ -237,17 +225,6 @@ def peek(folder: Path, key: str) -> tuple[Header, int]:
         return Header(size=size), size
     header, records = _read_map(folder / f"{key}.map")
     return header, sum(length for _, length, _ in records)
-
-
-def list_partials(folder: Path) -> list[Partial]:
-    """Return the downloads in ``folder`` that are unfinished or wait for the store."""
-    found = []
-    for path in sorted([*folder.glob("*.map"), *folder.glob("*.done")]):
-        with suppress(FileNotFoundError):  # finished or stored just now
-            header, done = peek(folder, path.stem)
-            modified = path.stat().st_mtime
-            found.append(Partial(path.stem, header.url, done, header.size, modified))
-    return found
 
 
 def lock_of(folder: Path, key: str) -> FileLock:
