@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,7 @@ from localllama.engine.api import (
     Request,
     Sampling,
     Text,
+    TokenLogprob,
 )
 from localllama.engine.client import Engine
 from localllama.engine.text import TextStream
@@ -230,7 +232,8 @@ def test_an_exception_in_the_loop_leaves_the_engine_usable(engine: Engine) -> No
     stream = engine.stream(Sampling(), prompt=COUNTING)
     next(stream)
     with pytest.raises(KeyboardInterrupt):
-        stream.throw(KeyboardInterrupt)
+        for _ in stream:
+            raise KeyboardInterrupt
     assert collect(engine.stream(GREEDY, prompt=COUNTING))[0]
 
 
@@ -370,7 +373,7 @@ def test_loading_reports_progress_and_closing_leaves_nothing(smollm2: Path, tmp_
 
 def test_the_table_describes_every_field_of_sampling() -> None:
     names = [parameter.name for parameter in sampling.PARAMETERS]
-    assert [*names, "grammar", "schema"] == list(Sampling.__struct_fields__)
+    assert [*names, "grammar", "schema", "logprobs"] == list(Sampling.__struct_fields__)
     assert all(parameter.help.endswith(".") for parameter in sampling.PARAMETERS)
     sampling.validate(Sampling())
 
@@ -381,7 +384,7 @@ def test_the_first_layer_that_sets_a_parameter_counts() -> None:
             ("request", {"temperature": 0.1, "seed": None}),
             ("chat", {"temperature": 0.2, "num_predict": 7}),
             ("model", {"stop": ["a", "b"], "seed": "5"}),
-            ("file", sampling.from_gguf({"general.sampling.temp": 0.3, "general.name": "x"})),
+            ("file", {"temp": 0.3}),
             ("catalog", {"top_p": 1, "temp": 99}),
         ]
     )
@@ -423,22 +426,35 @@ _TEXTS = st.text(alphabet="ab🦙é", max_size=30)
 def test_text_stream_gives_everything_before_a_stop_string(
     whole: str, stop: list[str], data: st.DataObject
 ) -> None:
-    stream, shown, rest = TextStream(stop), "", whole.encode()
-    while rest and not stream.stopped:
-        size = data.draw(st.integers(1, len(rest)))
-        shown += stream.feed(rest[:size])
+    stream, rest = TextStream(stop), whole.encode()
+    given: list[Text | None] = []
+    pieces: list[bytes] = []
+    while rest and not stream.stop:
+        size = data.draw(st.integers(0, len(rest)))
+        pieces.append(rest[:size])
+        given.append(stream.feed(TokenLogprob(len(pieces), rest[:size], -1.0)))
         rest = rest[size:]
-    shown += stream.finish()
+    given.append(stream.finish())
+    texts = [text for text in given if text is not None]
+    shown = "".join(text.text for text in texts)
     assert whole.startswith(shown)
     assert not any(text in shown for text in stop)
-    assert stream.stopped == any(text in whole for text in stop)
-    if not stream.stopped:
-        assert shown == whole
+    assert bool(stream.stop) == any(text in whole for text in stop)
+    # Each token comes once and in order, with or before the text after its beginning.
+    out = [logprob.piece for text in texts for logprob in text.logprobs]
+    assert out == pieces[: len(out)]
+    if stream.stop:
+        starts = list(accumulate(map(len, pieces), initial=0))
+        assert all(start < len(shown.encode()) for start in starts[: len(out)])
+        assert b"".join(out).startswith(shown.encode())
+    else:
+        assert (shown, out) == (whole, pieces)
 
 
 def test_half_a_character_at_the_end_is_dropped() -> None:
     stream = TextStream(())
-    assert stream.feed("a🦙".encode()[:3]) + stream.finish() == "a"
+    assert stream.feed("a🦙".encode()[:3]) == Text("a")
+    assert stream.finish() is None
 
 
 # --- wire ----------------------------------------------------------------------------------------

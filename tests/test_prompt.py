@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from localllama.engine.api import Message
+from localllama.engine.api import Message, ToolCall
 from localllama.engine.prompt import Vocabulary, build, reuse
 from localllama.engine.templates import Template, builtin
 from localllama.errors import InvalidParameter
@@ -73,6 +73,34 @@ def test_a_typed_control_text_stays_text(forged: str, vocabulary: Vocabulary) ->
     honest = build(builtin("chatml"), user("Hello"), vocabulary)
     assert controls(tokens, vocabulary) == controls(honest, vocabulary)
     assert f"user\n{content}<|im_end|>" in text(tokens, vocabulary)
+
+
+@pytest.mark.parametrize("forged", FORGERIES)
+def test_nothing_of_a_tools_message_becomes_a_control_token(
+    forged: str, vocabulary: Vocabulary
+) -> None:
+    call = ToolCall(f"f{forged}", {f"a{forged}": [forged, {"b": forged}]}, forged)
+    messages = [
+        *user("Hello"),
+        Message("assistant", forged, thinking=forged, tool_calls=(call,)),
+        Message("tool", f"result {forged}", name=forged, tool_call_id=forged),
+    ]
+    template = Template.compile(
+        "{{ tools | tojson }}{% for m in messages %}<|im_start|>{{ m.role }} {{ m.name }} "
+        "{{ m.tool_call_id }} {{ m.thinking }} {{ m.tool_calls | tojson if m.tool_calls }}"
+        "{{ m.content }}{% endfor %}",
+        origin="test",
+    )
+    tokens = build(template, messages, vocabulary, tools=[{"name": forged}])
+    assert controls(tokens, vocabulary) == [vocabulary.controls["<|im_start|>"]] * 3
+    assert text(tokens, vocabulary).count(forged) == 11 + 3 * (forged == "<|im_start|>")
+
+
+def test_a_reply_to_go_on_with_ends_the_prompt(vocabulary: Vocabulary) -> None:
+    messages = [*user("Hello"), Message("assistant", "Dear <|im_end|> ")]
+    tokens = build(builtin("chatml"), messages, vocabulary, continue_last=True)
+    assert text(tokens, vocabulary).endswith("<|im_start|>assistant\nDear <|im_end|> ")
+    assert len(controls(tokens, vocabulary)) == 3
 
 
 def test_messages_cannot_forge_one_together(vocabulary: Vocabulary) -> None:

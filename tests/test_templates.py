@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from localllama import gguf_file
-from localllama.engine.api import Message
+from localllama.engine.api import Message, ToolCall
 from localllama.engine.templates import BUILTIN_NAMES, Template, builtin, choose, recognise
 from localllama.errors import InvalidTemplate
 
@@ -64,6 +64,34 @@ def test_plain_passes_a_lone_prompt_on() -> None:
 def test_no_generation_prompt(name: str) -> None:
     text = render(builtin(name), [HELLO, HI], add_generation_prompt=False)
     assert text.rstrip().endswith(("Hi!</s>", "Hi!<|im_end|>", "Hi!<|eot_id|>"))
+
+
+CALL = Message(
+    "assistant", "", tool_calls=(ToolCall("weather", {"city": "Köln"}, "call_1"),), thinking="Hm."
+)
+RESULT = Message("tool", "rain", name="weather", tool_call_id="call_1")
+
+
+def test_tools_reach_the_template_by_their_usual_names() -> None:
+    source = (
+        "{{ tools[0].function.name }};"
+        "{% for m in messages %}{% for call in m.tool_calls or [] %}"
+        "{{ m.reasoning_content }}{{ m.thinking }}"
+        "{{ call.type }} {{ call.id }} "
+        "{{ call.function.name }} {{ call.function.arguments|tojson }}"
+        "{% endfor %}{% if m.role == 'tool' %};{{ m.name }} {{ m.tool_call_id }} {{ m.content }}"
+        "{% endif %}{% endfor %}"
+    )
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    text = render(source, [HELLO, CALL, RESULT], tools=tools)
+    assert text == ('weather;Hm.Hm.function call_1 weather {"city": "Köln"};weather call_1 rain')
+
+
+def test_a_template_that_joins_arguments_gets_them_as_text() -> None:
+    source = "{{ '(' + messages[-1].tool_calls[0].function.arguments + ')' }}"
+    assert render(source, [HELLO, CALL]) == '({"city": "Köln"})'
+    with pytest.raises(InvalidTemplate, match="fails"):
+        render("{{ messages[0].content + 1 }}", [CALL])
 
 
 @pytest.mark.parametrize("name", ["alpaca", "llama2", "mistral"])

@@ -183,7 +183,7 @@ def begin(engine: Engine, model: Installed, system: str | None) -> Session:
     return Session(
         engine,
         system=model.system if system is None else system,
-        messages=[Message(**message) for message in model.messages],
+        messages=[Message(said["role"], said["content"]) for said in model.messages],
     )
 
 

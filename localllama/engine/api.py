@@ -5,14 +5,33 @@ They are msgspec structs, because they travel over the worker's socket as msgpac
 
 from __future__ import annotations
 
+from struct import unpack
+from typing import Any
+
 import msgspec
 
 
+class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A function that the model wants to be called, with its arguments by name."""
+
+    name: str
+    arguments: dict[str, Any] = {}
+    id: str = ""
+
+
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One message; ``role`` is ``system``, ``user``, ``assistant`` or ``tool``."""
+    """One message; ``role`` is ``system``, ``user``, ``assistant`` or ``tool``.
+
+    An assistant's has ``tool_calls`` and the ``thinking`` before its content; a tool's has the
+    ``name`` of the function and the ``tool_call_id`` that it answers. '' and () = none.
+    """
 
     role: str
     content: str
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    tool_call_id: str = ""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +41,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     the model stops or the context is full. ``repeat_last_n`` and ``dry_penalty_last_n`` -1 = the
     whole context. ``mirostat`` 1 or 2 replaces all but temperature and ``logit_bias`` (token id to
     what is added to its score). ``grammar`` (GBNF) or ``schema`` (JSON Schema), if not empty, binds
-    the reply.
+    the reply. ``logprobs`` asks for the log probability of each token and of so many of the most
+    probable ones in its place; 0 = of the token alone, -1 = none.
     """
 
     temperature: float = 0.8
@@ -51,6 +71,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[int, float] = {}
     grammar: str = ""
     schema: str = ""
+    logprobs: int = -1
 
 
 class LoadOptions(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
@@ -122,14 +143,35 @@ class Prefill(msgspec.Struct, frozen=True, tag="prefill"):
     total: int
 
 
-class Text(msgspec.Struct, frozen=True, tag="text"):
-    """More of the reply; whole characters only."""
+class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A token, its bytes (maybe part of a character) and the natural logarithm of its probability.
+
+    The probability is the model's own, softmax over all logits: before penalties, temperature,
+    grammar and everything else that decides which token is taken. ``top`` are the most probable
+    tokens in its place, the likeliest first.
+    """
+
+    token: int
+    piece: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class Text(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
+    """More of the reply; whole characters only.
+
+    ``logprobs``, if asked for, are the tokens that the text begins in: a token comes with its first
+    character, and those that a stop string takes away never come. The last ones may come without
+    a text: half a character at the end of a reply.
+    """
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Truncated(msgspec.Struct, frozen=True, tag="truncated"):
-    """The context policy left ``messages`` old messages (``tokens`` tokens) out of the prompt."""
+    """What did not fit into the context: ``messages`` old messages, or a part of the prompt's text
+    (``messages`` 0), ``tokens`` tokens in all."""
 
     messages: int
     tokens: int
@@ -137,12 +179,46 @@ class Truncated(msgspec.Struct, frozen=True, tag="truncated"):
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """The reply is over. ``reason``: ``stop``, ``length`` (max_tokens), ``context`` (the context is
-    full) or ``cancelled``. ``seed`` is the one that was used."""
+    full) or ``cancelled``. ``seed`` is the one that was used.
+
+    ``stop`` is the stop string that came; '' = the model ended its reply itself. ``tokens`` are
+    those of prompt and reply, if asked for: a later request can go on from them.
+    """
 
     reason: str
     usage: Usage
     timings: Timings
     seed: int | None = None
+    stop: str = ""
+    tokens: tuple[int, ...] = ()
+
+
+class Vector(msgspec.Struct, frozen=True, tag="vector"):
+    """The embedding of one text: ``data`` holds its numbers as float32, little endian.
+
+    ``prompt_tokens`` were read, ``truncated_tokens`` of the text's end were left out.
+    """
+
+    data: bytes
+    prompt_tokens: int
+    truncated_tokens: int = 0
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The vector's numbers."""
+        return unpack(f"<{len(self.data) // 4}f", self.data)
+
+
+class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
+    """The answer to Tokenize."""
+
+    tokens: tuple[int, ...]
+
+
+class Detokenized(msgspec.Struct, frozen=True, tag="detokenized"):
+    """The answer to Detokenize: UTF-8, which may begin and end within a character."""
+
+    data: bytes
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -158,9 +234,19 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """Reply to ``messages`` through the chat template, or continue ``prompt`` as it is.
 
-    ``continue_last``: go on with the last message, the assistant's, instead of a new one. With less
-    than ``reserve_tokens`` of the context left for the reply, the request fails with
-    ``context_full``. ``think`` reaches the template as ``enable_thinking``.
+    ``continue_last``: go on with the last message, the assistant's, instead of a new one. ``think``
+    reaches the template as ``enable_thinking``, ``tools`` (JSON objects that describe functions) as
+    ``tools``. ``template``, if not empty, replaces the model's: Jinja, or the name of a built-in.
+
+    A prompt's text never becomes control tokens, except with ``parse_special``: for who writes the
+    template out. With a ``suffix``, the reply is what belongs between prompt and suffix.
+
+    ``tokens`` come before all that (then no BOS is added): ids, as ``Done.tokens`` has them after
+    ``return_tokens``.
+
+    With less than ``reserve_tokens`` of the context left for the reply, the request fails with
+    ``context_full``; with ``truncate``, what follows the first ``keep_tokens`` (and BOS) is left
+    out instead, and Truncated says how much.
     """
 
     sampling: Sampling
@@ -168,7 +254,41 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     prompt: str | None = None
     reserve_tokens: int = 0
     think: bool | None = None
+    tools: tuple[dict[str, Any], ...] = ()
     continue_last: bool = False
+    template: str = ""
+    parse_special: bool = False
+    suffix: str | None = None
+    tokens: tuple[int, ...] = ()
+    return_tokens: bool = False
+    truncate: bool = False
+    keep_tokens: int = 0
+
+
+class Embed(msgspec.Struct, frozen=True, tag="embed"):
+    """Answer with a Vector for each of the ``inputs`` (texts, or token ids) in order, then Done.
+
+    Vectors have length 1 unless not ``normalise``; ``dimensions`` > 0 keeps their first numbers
+    only. An input that is longer than the context fails the request with ``context_full``; with
+    ``truncate`` its end is left out.
+    """
+
+    inputs: tuple[str | tuple[int, ...], ...]
+    truncate: bool = False
+    normalise: bool = True
+    dimensions: int = 0
+
+
+class Tokenize(msgspec.Struct, frozen=True, tag="tokenize"):
+    """Answer with Tokens: those of a text, without BOS, or those that a request begins with."""
+
+    prompt: str | Generate
+
+
+class Detokenize(msgspec.Struct, frozen=True, tag="detokenize"):
+    """Answer with Detokenized; control tokens add nothing."""
+
+    tokens: tuple[int, ...]
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -176,5 +296,6 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 
 Event = Prefill | Text | Truncated | Done
-Reply = Loading | Ready | Prefill | Text | Done | Failed
-Request = LoadOptions | Generate | Cancel
+Task = Generate | Embed | Tokenize | Detokenize  # what a loaded model can be asked for
+Reply = Loading | Ready | Event | Vector | Tokens | Detokenized | Failed
+Request = LoadOptions | Task | Cancel

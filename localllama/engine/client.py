@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from itertools import count
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import psutil
 
@@ -21,16 +21,26 @@ from localllama.engine import launch, wire
 from localllama.engine import sampling as parameters
 from localllama.engine.api import (
     Cancel,
+    Detokenize,
+    Detokenized,
     Done,
+    Embed,
     Event,
     Failed,
     Generate,
     Loading,
     LoadOptions,
     Message,
+    Prefill,
     Ready,
     Reply,
     Sampling,
+    Task,
+    Text,
+    Tokenize,
+    Tokens,
+    Truncated,
+    Vector,
 )
 from localllama.engine.protocol import WORKER, Answered, Asked, KeepAlive, Start, Status
 from localllama.engine.registry import Label, Record, Registry
@@ -41,6 +51,31 @@ _EXIT_SECONDS = 10.0  # a worker answers the end of a connection at once, unless
 
 # What a stream waits for: a reply, Cancel from another thread, None when the worker is gone.
 _Inbox = SimpleQueue[Reply | Status | Cancel | None]
+_T = TypeVar("_T")
+
+
+class Stream(Generic[_T]):
+    """The answers to a request, in the order in which they come; the request is sent by the first
+    next(). Leaving or closing it early cancels the request."""
+
+    def __init__(self, inbox: _Inbox, answers: Generator[_T, None, None]) -> None:
+        self._inbox = inbox
+        self._answers = answers
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> _T:
+        return next(self._answers)
+
+    def cancel(self) -> None:
+        """Let it go on to Done(reason="cancelled"); from any thread or a signal handler."""
+        # The stream's own thread sends it: this one may be in the middle of sending.
+        self._inbox.put(Cancel())
+
+    def close(self) -> None:
+        """Cancel the request unless it is over; from the thread that reads the stream."""
+        self._answers.close()
 
 
 class Engine:
@@ -151,33 +186,76 @@ class Engine:
         reserve_tokens: int = 0,
         think: bool | None = None,
         continue_last: bool = False,
-    ) -> Generator[Event, None, None]:
-        """Reply to ``messages`` through the chat template, or continue ``prompt`` as it is.
-
-        ``continue_last``: go on with the last message, the assistant's, instead of a new one.
-
-        Yields Prefill and Text, at the end Done. Closing the generator early cancels the reply;
-        the engine can be used again at once. Raises InvalidParameter now; ContextFull, EngineError
-        and WorkerDied while iterating.
-        """
-        parameters.validate(sampling)
-        request = Generate(
-            sampling, tuple(messages), prompt, reserve_tokens, think, continue_last=continue_last
+    ) -> Stream[Event]:
+        """Reply to ``messages`` or continue ``prompt``; see generate()."""
+        return self.generate(
+            Generate(
+                sampling,
+                tuple(messages),
+                prompt,
+                reserve_tokens,
+                think,
+                continue_last=continue_last,
+            )
         )
-        return self._events(request)
 
-    def _events(self, request: Generate) -> Generator[Event, None, None]:
+    def generate(self, request: Generate) -> Stream[Event]:
+        """Yield what comes of a reply: Truncated, Prefill and Text, at the end Done.
+
+        The engine can be used again at once after the stream was left early. Raises
+        InvalidParameter now; ContextFull, InvalidTemplate, EngineError and WorkerDied while
+        iterating.
+        """
+        parameters.validate(request.sampling)
+        return self._ask(request, (Prefill, Text, Truncated, Done))
+
+    def embed(
+        self,
+        inputs: Sequence[str | tuple[int, ...]],
+        *,
+        truncate: bool = False,
+        normalise: bool = True,
+        dimensions: int = 0,
+    ) -> Stream[Vector | Done]:
+        """Yield a Vector for each text (or its tokens) in order, then Done.
+
+        See api.Embed. Raises InvalidParameter, ContextFull, DoesNotFit, EngineError and WorkerDied
+        while iterating.
+        """
+        request = Embed(tuple(inputs), truncate, normalise, dimensions)
+        return self._ask(request, (Vector, Done))
+
+    def tokenize(self, prompt: str | Generate) -> tuple[int, ...]:
+        """Return the tokens of a text, without BOS, or those that a request begins with.
+
+        Raises what generate() raises.
+        """
+        (answer,) = self._ask(Tokenize(prompt), (Tokens,))
+        return answer.tokens
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """Return the text of tokens; raises InvalidParameter for one that there is not."""
+        (answer,) = self._ask(Detokenize(tuple(tokens)), (Detokenized,))
+        return answer.data
+
+    def _ask(self, request: Task, kinds: tuple[type[_T], ...]) -> Stream[_T]:
+        inbox = _Inbox()
+        return Stream(inbox, self._answers(inbox, request, kinds))
+
+    def _answers(
+        self, inbox: _Inbox, request: Task, kinds: tuple[type[_T], ...]
+    ) -> Generator[_T, None, None]:
         id = next(self._ids)
-        self._inboxes[id] = _Inbox()
+        self._inboxes[id] = inbox
         over = False
         try:
             self._send(id, request)
             while not over:
-                event = self._take(id)
-                if isinstance(event, Loading | Ready | Status):
+                answer = self._take(id)
+                if not isinstance(answer, kinds):
                     raise EngineError("the model process answered something else than was asked")
-                over = isinstance(event, Done)
-                yield event
+                over = isinstance(answer, Done | Tokens | Detokenized)
+                yield answer
         except LocalLlamaError:
             over = True
             raise
@@ -235,7 +313,7 @@ class Engine:
         for inbox in list(self._inboxes.values()):
             inbox.put(None)
 
-    def _take(self, id: int) -> Ready | Loading | Event | Status:
+    def _take(self, id: int) -> Reply | Status:
         """Return the next reply to a request; raises its failure, and WorkerDied."""
         inbox = self._inboxes[id]
         while isinstance(reply := inbox.get(), Cancel):
@@ -246,7 +324,7 @@ class Engine:
             raise _error(reply)
         return reply
 
-    def _send(self, id: int, request: Generate | Cancel) -> None:
+    def _send(self, id: int, request: Task | Cancel) -> None:
         if self._closed:
             raise EngineError("the model was unloaded")
         if self._death is not None:

@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import groupby
+from itertools import chain, groupby
 from queue import SimpleQueue
 from time import sleep
 from typing import TYPE_CHECKING
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from localllama.engine import wire
-from localllama.engine.api import Cancel, Done, Failed, Generate, Reply, Text
+from localllama.engine.api import Cancel, Done, Generate, Reply, Task, Text, TokenLogprob
+from localllama.engine.job import End, Output, Ticket
 from localllama.engine.protocol import (
     WORKER,
     Answered,
@@ -22,9 +23,9 @@ from localllama.engine.protocol import (
     Inquire,
     KeepAlive,
     Status,
+    Stop,
     failed,
 )
-from localllama.engine.scheduler import Output, Ticket
 from localllama.engine.text import TextStream
 from localllama.errors import EngineError
 
@@ -41,26 +42,38 @@ _Item = tuple["_Stream", Output] | Answered | None
 
 
 class _Stream:
-    """A reply under way; ``text`` is fed by the writing thread."""
+    """A request under way; ``text`` is fed by the writing thread."""
 
     def __init__(self, id: int, ticket: Ticket) -> None:
         self.id = id
         self.ticket = ticket
-        self.text = TextStream(ticket.request.sampling.stop)
+        request = ticket.request
+        self.stops = request.sampling.stop if isinstance(request, Generate) else ()
+        self.text = TextStream(self.stops)
 
     def replies(self, output: Output) -> Iterator[Reply]:
-        """What the client gets for the bytes of one token, or for an event."""
-        if isinstance(output, bytes):
+        """What the client gets for one token, or for an event."""
+        if isinstance(output, bytes | TokenLogprob):
             if text := self.text.feed(output):
-                yield Text(text)
+                yield text
             return
         if isinstance(output, Done):
             if text := self.text.finish():
-                yield Text(text)
-            if self.text.stopped:  # the decoding thread was a token or two ahead
-                usage = msgspec.structs.replace(output.usage, completion_tokens=self.text.tokens)
-                output = msgspec.structs.replace(output, reason="stop", usage=usage)
+                yield text
+            if self.text.stop:
+                output = self._stopped(output)
         yield output
+
+    def _stopped(self, done: Done) -> Done:
+        """The end as it is for the client: the decoding thread was a token or two ahead."""
+        usage = msgspec.structs.replace(done.usage, completion_tokens=self.text.tokens)
+        return msgspec.structs.replace(
+            done,
+            reason="stop",
+            usage=usage,
+            stop=self.text.stop,
+            tokens=done.tokens[: usage.prompt_tokens + usage.completion_tokens],
+        )
 
 
 class Connection:
@@ -112,17 +125,20 @@ class Connection:
 
     def _handle(self, asked: Asked) -> None:
         request = asked.request
-        if isinstance(request, Generate):
-            self._generate(asked.id, request)
-        elif isinstance(request, Cancel):
+        if isinstance(request, Cancel):
             if stream := self._streams.get(asked.id):
                 self._cancel(stream)
         elif isinstance(request, KeepAlive):
             self._worker.join(self, request.seconds)
-        elif isinstance(request, Inquire) or not self._worker.stop(request):
+        elif isinstance(request, Stop):
+            if not self._worker.stop(request):
+                self.tell(self._worker.status())
+        elif isinstance(request, Inquire):
             self.tell(self._worker.status())
+        else:
+            self._begin(asked.id, request)
 
-    def _generate(self, id: int, request: Generate) -> None:
+    def _begin(self, id: int, request: Task) -> None:
         scheduler = self._worker.scheduler
         ticket = Ticket(request, lambda _, output: self._outbox.put((stream, output)))
         stream = _Stream(id, ticket)
@@ -163,14 +179,14 @@ class Connection:
     def _watching(self) -> bool:
         """Whether the text of a reply decides when it ends."""
         streams = list(self._streams.values())  # the reading thread adds some
-        return any(stream.ticket.request.sampling.stop for stream in streams)
+        return any(stream.stops for stream in streams)
 
     def _answers(self, stream: _Stream, output: Output) -> list[Answered]:
         answers = [Answered(stream.id, reply) for reply in stream.replies(output)]
-        if isinstance(output, Done | Failed):
+        if isinstance(output, End):
             del self._streams[stream.id]
             self._worker.used()
-        elif stream.text.stopped and not stream.ticket.cancelled:
+        elif stream.text.stop and not stream.ticket.cancelled:
             self._cancel(stream)
         return answers
 
@@ -180,7 +196,8 @@ def _merged(answers: list[Answered]) -> Iterator[Answered]:
     by_id = sorted(answers, key=lambda answer: answer.id)
     for (id, is_text), group in groupby(by_id, lambda a: (a.id, isinstance(a.reply, Text))):
         if is_text:
-            text = "".join(a.reply.text for a in group if isinstance(a.reply, Text))
-            yield Answered(id, Text(text))
+            texts = [a.reply for a in group if isinstance(a.reply, Text)]
+            logprobs = chain.from_iterable(text.logprobs for text in texts)
+            yield Answered(id, Text("".join(text.text for text in texts), tuple(logprobs)))
         else:
             yield from group

@@ -6,12 +6,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
-from localllama.engine.api import Done, Failed, Generate, Prefill, Timings, Usage
+from localllama.engine.api import (
+    Detokenized,
+    Done,
+    Failed,
+    Generate,
+    Prefill,
+    Task,
+    Timings,
+    TokenLogprob,
+    Tokens,
+    Truncated,
+    Usage,
+    Vector,
+)
 from localllama.engine.cache import Sequence
 from localllama.engine.speculation import Drafter
 from localllama.native.sampler import Sampler
 
-Output = bytes | Prefill | Done | Failed  # bytes: what one token adds to the reply
+Piece = bytes | TokenLogprob  # what one token adds to the reply
+End = Done | Tokens | Detokenized | Failed
+Output = Piece | Truncated | Prefill | Vector | End
 
 _NOWHERE = -1  # the sequence of a job that waits
 _UNLIMITED = 1 << 62
@@ -19,12 +34,12 @@ _UNLIMITED = 1 << 62
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A request and where its outputs go; the last one is Done or Failed.
+    """A request and where its outputs go; the last one is an End.
 
     ``put`` is called in threads of the scheduler and must only enqueue.
     """
 
-    request: Generate
+    request: Task
     put: Callable[[Ticket, Output], None]
     cancelled: bool = False  # set by any thread
 
@@ -35,12 +50,14 @@ class Job:
     def __init__(
         self,
         ticket: Ticket,
+        request: Generate,
         prompt: list[int],
         sampler: Sampler,
         drafter: Drafter | None,
         received_at: float,
     ) -> None:
         self.ticket = ticket
+        self.request = request
         self.tokens = prompt
         self.sampler = sampler
         self.drafter = drafter
@@ -69,7 +86,7 @@ class Job:
     @property
     def tokens_left(self) -> int:
         """How many more tokens the reply may have."""
-        limit = self.ticket.request.sampling.max_tokens
+        limit = self.request.sampling.max_tokens
         return limit - self.completion_tokens if limit >= 0 else _UNLIMITED
 
     @property
@@ -79,9 +96,8 @@ class Job:
         The last bits of the logits depend on where in the cache the tokens lie and which of them
         were evaluated together, so such a conversation begins in an empty cache.
         """
-        request = self.ticket.request
-        begins = all(message.role != "assistant" for message in request.messages)
-        return request.sampling.seed is not None and begins
+        begins = all(message.role != "assistant" for message in self.request.messages)
+        return self.request.sampling.seed is not None and begins
 
     def start(self, sequence: Sequence) -> None:
         """Go on with a sequence that holds a beginning of the tokens."""
@@ -121,4 +137,5 @@ class Job:
                 first_token_seconds=first_token_at - self._received_at,
             ),
             self.sampler.seed,
+            tokens=tuple(self.tokens) if self.request.return_tokens else (),
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from localllama.engine.api import Message
+from localllama.engine.api import Message, ToolCall
 from localllama.engine.templates import Template
 from localllama.errors import InvalidParameter
 
@@ -31,6 +31,7 @@ class Vocabulary:
     ``tokenize(text, parse_special)`` adds no BOS, ``piece(token)`` returns bytes;
     ``controls`` maps the text of each token that users must not be able to write to its id:
     CONTROL and UNKNOWN ones, and those USER_DEFINED ones that structure a conversation.
+    ``fill_tokens`` stand before a prefix, a suffix and what belongs between; () = none.
     """
 
     tokenize: Callable[[str, bool], list[int]]
@@ -40,6 +41,7 @@ class Vocabulary:
     eos_token: str
     bos_id: int
     add_bos: bool
+    fill_tokens: tuple[int, ...] = ()
 
 
 def build(
@@ -47,7 +49,6 @@ def build(
     messages: Sequence[Message],
     vocabulary: Vocabulary,
     *,
-    add_generation_prompt: bool = True,
     continue_last: bool = False,
     tools: Sequence[Mapping[str, object]] | None = None,
     extra: Mapping[str, object] | None = None,
@@ -62,8 +63,8 @@ def build(
             raise InvalidParameter(
                 f"{message.role!r} is not a role a message can have", f"use {', '.join(ROLES)}"
             )
-    contents = [message.content for message in messages]
-    marks = _Marks.choose(vocabulary.controls, contents, template.source, tools, extra)
+    said = msgspec.to_builtins(messages)
+    marks = _Marks.choose(vocabulary.controls, said, template.source, tools, extra)
 
     cut = ""
     if continue_last:
@@ -75,10 +76,10 @@ def build(
 
     def render(mark: Callable[[str], str]) -> str:
         return template.render(
-            [msgspec.structs.replace(m, content=mark(m.content)) for m in messages],
+            [_marked(message, mark) for message in messages],
             bos_token=vocabulary.bos_token,
             eos_token=vocabulary.eos_token,
-            add_generation_prompt=add_generation_prompt,
+            add_generation_prompt=True,
             tools=_map_texts(tools, mark),
             extra=_map_texts(extra, mark),
         )
@@ -93,6 +94,26 @@ def build(
     lacks_bos = vocabulary.add_bos and not (bos and text.startswith(bos))
     fragments = [*marks.split(text), (cut, False)] if cut else marks.split(text)
     return _encode(fragments, vocabulary, [vocabulary.bos_id] if lacks_bos else [])
+
+
+def fill_in(prefix: str, suffix: str, vocabulary: Vocabulary) -> list[int]:
+    """Return the tokens, without BOS, after which the model writes what is between two texts.
+
+    Raises InvalidParameter where the vocabulary has no tokens for that.
+    """
+    if not vocabulary.fill_tokens:
+        raise InvalidParameter(
+            "this model cannot fill in text before a suffix",
+            "code models such as codellama:7b-code can",
+        )
+    before, after, middle = vocabulary.fill_tokens
+    return [
+        before,
+        *vocabulary.tokenize(prefix, False),
+        after,
+        *_continue(suffix, False, vocabulary),
+        middle,
+    ]
 
 
 def reuse(
@@ -177,6 +198,21 @@ class _Marks:
         for index, part in enumerate(parts):
             if part:
                 yield part.translate(brackets), index % 2 == 0
+
+
+def _marked(message: Message, mark: Callable[[str], str]) -> Message:
+    """Return the message with all marked that users, models and tools wrote."""
+    return msgspec.structs.replace(
+        message,
+        content=mark(message.content),
+        thinking=mark(message.thinking),
+        name=mark(message.name),
+        tool_call_id=mark(message.tool_call_id),
+        tool_calls=tuple(
+            ToolCall(mark(call.name), _map_texts(call.arguments, mark), mark(call.id))
+            for call in message.tool_calls
+        ),
+    )
 
 
 def _map_texts(value: Any, function: Callable[[str], str]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from localllama.engine.api import Cancel, Failed, Generate, LoadOptions, Reply
+from localllama.engine.api import Cancel, Failed, LoadOptions, Reply, Task
 from localllama.errors import ContextFull, LocalLlamaError
 
 WORKER = 0
@@ -45,7 +45,7 @@ class Asked(msgspec.Struct, frozen=True):
     """From a client to the worker."""
 
     id: int
-    request: Generate | Cancel | KeepAlive | Stop | Inquire
+    request: Task | Cancel | KeepAlive | Stop | Inquire
 
 
 class Answered(msgspec.Struct, frozen=True):

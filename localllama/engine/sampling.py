@@ -19,6 +19,7 @@ from localllama.errors import InvalidParameter
 
 DEFAULT = "default"  # the origin of a value that nobody set
 _ANY_INT = 2**31 - 1
+_MOST_LOGPROBS = 20  # as OpenAI and Ollama allow
 _FLAGS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
 _LARGEST_SEED = 2**32 - 2  # llama.cpp reads 2**32 - 1 as "choose one"
 
@@ -317,12 +318,6 @@ def known(values: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in values.items() if name in _BY_SPELLING}
 
 
-def from_gguf(metadata: Mapping[str, object]) -> dict[str, object]:
-    """Return the ``general.sampling.*`` recommendations in a GGUF's metadata."""
-    prefix = "general.sampling."
-    return known({key[len(prefix) :]: v for key, v in metadata.items() if key.startswith(prefix)})
-
-
 def validate(sampling: Sampling) -> None:
     """Raise InvalidParameter unless every value has its type and lies in its range.
 
@@ -332,6 +327,8 @@ def validate(sampling: Sampling) -> None:
         value = getattr(sampling, parameter.name)
         if value is not None or parameter.name != "seed":
             parameter.convert(value)
+    if sampling.logprobs not in range(-1, _MOST_LOGPROBS + 1):
+        raise InvalidParameter(f"logprobs must be a whole number from -1 to {_MOST_LOGPROBS}")
     if sampling.grammar and sampling.schema:
         raise InvalidParameter("a reply can follow a grammar or a schema, not both")
     if sampling.grammar:

@@ -5,19 +5,35 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import perf_counter
 
 from localllama.engine import chain, sampling
-from localllama.engine.api import Done, Failed, LoadOptions, Prefill, Ready
+from localllama.engine.api import (
+    Detokenize,
+    Detokenized,
+    Done,
+    Failed,
+    Generate,
+    LoadOptions,
+    Prefill,
+    Ready,
+    Tokenize,
+    TokenLogprob,
+    Tokens,
+    Truncated,
+)
 from localllama.engine.cache import Cache
-from localllama.engine.job import Job, Output, Ticket
+from localllama.engine.embedding import Embedding
+from localllama.engine.job import Job, Output, Piece, Ticket
 from localllama.engine.loaded import LoadedModel
 from localllama.engine.pace import Pace
 from localllama.engine.protocol import failed
-from localllama.engine.speculation import LONGEST_DRAFT, PromptLookup, Speculation
-from localllama.errors import EngineError, LocalLlamaError
+from localllama.engine.speculation import LONGEST_DRAFT, Drafter, PromptLookup, Speculation
+from localllama.errors import EngineError, InvalidParameter, LocalLlamaError
+from localllama.native.outputs import log_probabilities, most_probable
 
 __all__ = ["Output", "Scheduler", "Ticket"]
 
@@ -50,11 +66,21 @@ class Scheduler:
 
     ready: Ready
 
-    def __init__(self, options: LoadOptions, on_progress: Callable[[float], object]) -> None:
-        """Load; raises what native.llama raises, InvalidParameter, InvalidTemplate."""
+    def __init__(
+        self,
+        options: LoadOptions,
+        on_progress: Callable[[float], object],
+        new_drafter: Callable[[], Drafter] = PromptLookup,
+    ) -> None:
+        """Load; raises what native.llama raises, InvalidParameter, InvalidTemplate.
+
+        ``new_drafter`` makes what guesses the next tokens of one reply.
+        """
+        self._new_drafter = new_drafter
         self._model = LoadedModel(options, on_progress)
         self.ready = self._model.ready
         self._context = self._model.context
+        self._embedder = self._model.embedder
         self._slots = options.slots
         self._cache = Cache(
             self._context,
@@ -66,7 +92,7 @@ class Scheduler:
         self._speculation = Speculation()
         self._load_seconds = self.ready.load_seconds  # counts for the request that waited for it
         self._submitted: SimpleQueue[tuple[Ticket, float]] = SimpleQueue()
-        self._prepared: SimpleQueue[Job] = SimpleQueue()
+        self._prepared: SimpleQueue[Job | Embedding] = SimpleQueue()
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []  # the eldest first
         self._crowded = False  # a reply had to give way: nobody is let in before one ends
@@ -86,8 +112,10 @@ class Scheduler:
             self._receive()
             self._drop_cancelled()
             self._admit()
+            begun = perf_counter()
             if self._running:
                 self._step()
+            self._embed(perf_counter() - begun if self._running else 0.0)
 
     # Before a request reaches the decode thread: templates and grammars are work for Python.
 
@@ -95,21 +123,36 @@ class Scheduler:
         while True:
             ticket, received_at = self._submitted.get()
             try:
-                self._prepared.put(self._prepare(ticket, received_at))
+                self._prepare(ticket, received_at)
             except LocalLlamaError as error:
                 ticket.put(ticket, failed(error))
 
-    def _prepare(self, ticket: Ticket, received_at: float) -> Job:
-        wanted = ticket.request.sampling
+    def _prepare(self, ticket: Ticket, received_at: float) -> None:
+        request = ticket.request
+        if isinstance(request, Generate):
+            self._prepared.put(self._job(ticket, request, received_at))
+        elif isinstance(request, Tokenize):
+            ticket.put(ticket, Tokens(tuple(self._model.prompter.tokens(request.prompt))))
+        elif isinstance(request, Detokenize):
+            ticket.put(ticket, Detokenized(self._model.prompter.text(request.tokens)))
+        else:
+            self._prepared.put(self._embedder.prepare(ticket, request, received_at))
+
+    def _job(self, ticket: Ticket, request: Generate, received_at: float) -> Job:
+        if not self._model.replies:
+            raise InvalidParameter("this model makes embeddings, it cannot reply")
+        wanted = request.sampling
         sampling.validate(wanted)
         known = [sequence.tokens[:] for sequence in self._cache.sequences]
-        tokens = self._model.prompt_tokens(ticket.request, known)
-        sampler = chain.sampler(self._context, wanted, tokens)
+        prompt = self._model.prompter.prompt(request, known)
+        sampler = chain.sampler(self._context, wanted, prompt.tokens)
         # How long a draft is depends on measured speed, and so would the rounding that a seed is
         # there to repeat.
         speculates = self._model.speculates and wanted.seed is None
-        drafter = PromptLookup() if speculates else None
-        job = Job(ticket, tokens, sampler, drafter, received_at)
+        drafter = self._new_drafter() if speculates else None
+        job = Job(ticket, request, prompt.tokens, sampler, drafter, received_at)
+        if prompt.left_out:
+            ticket.put(ticket, Truncated(0, prompt.left_out))
         job.load_seconds, self._load_seconds = self._load_seconds, 0.0
         return job
 
@@ -117,10 +160,23 @@ class Scheduler:
 
     def _receive(self) -> None:
         """Take in new requests; wait for one when there is nothing to do."""
-        if not self._running and not self._waiting:
-            self._waiting.append(self._prepared.get())
+        if not self._running and not self._waiting and not self._embedder.busy:
+            with suppress(Empty):
+                self._sort(self._prepared.get(timeout=self._embedder.seconds_left))
         while not self._prepared.empty():
-            self._waiting.append(self._prepared.get())
+            self._sort(self._prepared.get())
+
+    def _sort(self, job: Job | Embedding) -> None:
+        if isinstance(job, Embedding):
+            self._embedder.add(job)
+        else:
+            self._waiting.append(job)
+
+    def _embed(self, beside_seconds: float) -> None:
+        if self._embedder.busy:
+            self._embedder.step(beside_seconds)
+        elif self._embedder.seconds_left == 0:
+            self._embedder.close()
 
     def _drop_cancelled(self) -> None:
         for job in [job for job in (*self._running, *self._waiting) if job.ticket.cancelled]:
@@ -130,7 +186,7 @@ class Scheduler:
         while self._waiting and len(self._running) < self._slots and not self._crowded:
             job = self._waiting[0]
             room = self._model.context_length - len(job.tokens)
-            if not self._cache.fits(job.tokens, min(room, job.ticket.request.reserve_tokens)):
+            if not self._cache.fits(job.tokens, min(room, job.request.reserve_tokens)):
                 return
             if job.begins_repeatably and not self._running:
                 self._cache.clear()
@@ -266,7 +322,7 @@ class Scheduler:
         while not reason:
             token = job.sampler.sample(part.output + checked)
             self._compare(job, checked, token)
-            reason = self._take(job, token)
+            reason = self._take(job, token, part.output + checked)
             if checked == len(part.draft) or token != part.draft[checked]:
                 break
             self._cache.extend(job.sequence, (token,))
@@ -275,15 +331,31 @@ class Scheduler:
             self._cache.cut(job.sequence, job.evaluated)
         return reason
 
-    def _take(self, job: Job, token: int) -> str:
+    def _take(self, job: Job, token: int, output: int) -> str:
         """Add a token to the reply; return why it is over now, or ''."""
         if self._model.vocab.ends_reply(token):
             return "stop"
         job.append(token)
-        job.ticket.put(job.ticket, self._model.vocab.piece(token))
+        job.ticket.put(job.ticket, self._piece(job, token, output))
         if not job.tokens_left:
             return "length"
         return "context" if len(job.tokens) > self._model.context_length else ""
+
+    def _piece(self, job: Job, token: int, output: int) -> Piece:
+        """What a token adds to the reply, with its log probability if that is asked for."""
+        spell, count = self._model.vocab.piece, job.request.sampling.logprobs
+        if count < 0:
+            return spell(token)
+        logprobs = log_probabilities(self._context, output)
+        return TokenLogprob(
+            token,
+            spell(token),
+            float(logprobs[token]),
+            tuple(
+                TokenLogprob(other, spell(other), float(logprobs[other]))
+                for other in most_probable(logprobs, count)
+            ),
+        )
 
     def _compare(self, job: Job, index: int, token: int) -> None:
         if not job.guess:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from types import CodeType, TracebackType
 import msgspec
 from jinja2 import TemplateSyntaxError
 
-from localllama.engine.api import Message
+from localllama.engine.api import Message, ToolCall
 from localllama.engine.sandbox import (
     TEMPLATE_ERRORS,
     TEMPLATE_FILE,
@@ -95,7 +96,20 @@ class Template:
         return text if messages[0].content.strip() in text else self._run(merged, variables)
 
     def _run(self, messages: Sequence[Message], variables: Mapping[str, object]) -> str:
-        conversation = msgspec.to_builtins(messages)
+        try:
+            return self._run_on([_seen(message) for message in messages], variables)
+        except _Refused:
+            raise
+        except InvalidTemplate:
+            if not any(message.tool_calls for message in messages):
+                raise
+            # Some templates join the arguments of a call to a text instead of writing them as JSON.
+            as_text = [_seen(message, json_arguments=True) for message in messages]
+            return self._run_on(as_text, variables)
+
+    def _run_on(
+        self, conversation: Sequence[Mapping[str, object]], variables: Mapping[str, object]
+    ) -> str:
         try:
             with deadline(_TIME_LIMIT_SECONDS):
                 return Sandbox().run(self._code, {**variables, "messages": conversation})
@@ -155,6 +169,31 @@ def choose(own: str, override: str = "", fallback: str = "") -> Template:
             return Template.compile(text, origin=origin)
     names = (recognise(text) for text, _ in candidates)
     return builtin(next(filter(None, names), None) or fallback or "plain")
+
+
+def _seen(message: Message, *, json_arguments: bool = False) -> dict[str, object]:
+    """The message as templates know it: by OpenAI's names, and both that thinking goes by."""
+
+    def function(call: ToolCall) -> dict[str, object]:
+        arguments = call.arguments
+        return {
+            "name": call.name,
+            "arguments": json.dumps(arguments, ensure_ascii=False) if json_arguments else arguments,
+        }
+
+    seen: dict[str, object] = {"role": message.role, "content": message.content}
+    if message.thinking:
+        seen |= {"reasoning_content": message.thinking, "thinking": message.thinking}
+    if message.tool_calls:
+        seen["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": function(call)}
+            for call in message.tool_calls
+        ]
+    if message.name:
+        seen["name"] = message.name
+    if message.tool_call_id:
+        seen["tool_call_id"] = message.tool_call_id
+    return seen
 
 
 def _merge_system(messages: Sequence[Message]) -> list[Message] | None:

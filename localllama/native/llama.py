@@ -130,6 +130,18 @@ class Model:
             c.llama_model_is_recurrent(self._pointer) or c.llama_model_is_hybrid(self._pointer)
         )
 
+    @property
+    def pooling(self) -> int | None:
+        """How the file says that vectors of tokens become one of a text: llama.cpp's number."""
+        key = f"{self._metadata('general.architecture')}.pooling_type"
+        said = self._metadata(key)
+        return int(said) if said.isdecimal() else None
+
+    def _metadata(self, key: str) -> str:
+        value = ctypes.create_string_buffer(64)
+        length = c.llama_model_meta_val_str(self._pointer, key.encode(), value, len(value))
+        return value.value.decode("utf-8", "replace") if length >= 0 else ""
+
     def context(
         self,
         cells: int,
@@ -140,10 +152,12 @@ class Model:
         batch_tokens: int = 512,
         kv_type: str = "f16",
         flash_attention: bool | None = None,
+        embeddings: bool = False,
     ) -> Context:
         """Make a context of ``cells`` tokens, which its sequences share; raises DoesNotFit.
 
-        A batch has at most ``batch_tokens`` tokens and ``outputs`` rows of logits.
+        A batch has at most ``batch_tokens`` tokens and ``outputs`` rows of logits. ``embeddings`` =
+        each token of a batch gets a row of those, see native.outputs.
         """
         params = context_params(
             cells,
@@ -154,6 +168,8 @@ class Model:
             flash_attention=flash_attention,
         )
         params.n_threads = params.n_threads_batch = threads
+        params.embeddings = embeddings
+        params.pooling_type = c.LLAMA_POOLING_TYPE_NONE
         self._library._problems.clear()
         pointer = c.llama_init_from_model(self._pointer, params)
         if not pointer:
@@ -175,6 +191,14 @@ class Vocab:
         self.bos: int = c.llama_vocab_bos(pointer)  # -1 = none
         self.eos: int = c.llama_vocab_eos(pointer)
         self.add_bos: bool = c.llama_vocab_get_add_bos(pointer)
+        self.adds_end: bool = c.llama_vocab_get_add_eos(pointer) or c.llama_vocab_get_add_sep(
+            pointer
+        )
+        fill = (c.llama_vocab_fim_pre, c.llama_vocab_fim_suf, c.llama_vocab_fim_mid)
+        # Around what is before and after a gap, and before what fills it; () = the model cannot.
+        self.fill_tokens: tuple[int, ...] = tuple(find(pointer) for find in fill)
+        if min(self.fill_tokens) < 0:
+            self.fill_tokens = ()
         attributes = [c.llama_vocab_get_attr(pointer, token) for token in range(self.size)]
         hidden = c.LLAMA_TOKEN_ATTR_CONTROL | c.LLAMA_TOKEN_ATTR_UNKNOWN
         # Tokens with a function instead of a text, and those that tokenize() finds in any text.
@@ -191,18 +215,30 @@ class Vocab:
         spelled = c.llama_vocab_get_text(self._pointer, token)
         return spelled.decode("utf-8", "replace") if spelled else ""
 
-    def tokenize(self, text: str, parse_special: bool = False) -> list[int]:
-        """Return the tokens of ``text``, without BOS.
+    def tokenize(
+        self, text: str, parse_special: bool = False, *, add_special: bool = False
+    ) -> list[int]:
+        """Return the tokens of ``text``, with ``add_special`` also those put around any text (BOS).
 
         Unless ``parse_special``, the spelling of a control token in it stays text.
         """
         data = text.encode("utf-8", "surrogatepass")
-        room = len(data) + 2  # a byte is a token at most, a leading space may be added
+        room = len(data) + 4  # a byte is a token at most; a leading space, BOS, EOS may be added
         tokens = (c.llama_token * room)()
-        count = c.llama_tokenize(self._pointer, data, len(data), tokens, room, False, parse_special)
+        count = c.llama_tokenize(
+            self._pointer, data, len(data), tokens, room, add_special, parse_special
+        )
         if count < 0:
             raise EngineError("llama.cpp could not split the text into tokens")
         return tokens[:count]
+
+    def checked(self, tokens: Sequence[int]) -> list[int]:
+        """Return token ids that somebody sent; raises InvalidParameter for one that is none."""
+        if beyond := [token for token in tokens if not 0 <= token < self.size]:
+            raise InvalidParameter(
+                f"there is no token {beyond[0]}: the vocabulary has {self.size}, the first is 0"
+            )
+        return list(tokens)
 
     def piece(self, token: int) -> bytes:
         """The bytes a token adds to the text, maybe half a character; b'' for control tokens."""
@@ -264,6 +300,7 @@ class Context:
         self._model = model
         self._pointer = pointer
         self._memory = c.llama_get_memory(pointer)
+        self.remembers = bool(self._memory)  # else an encoder, which cannot go on with a text
         self.length: int = c.llama_n_ctx(pointer)
         self.batch_tokens: int = c.llama_n_batch(pointer)
         self._batch = c.llama_batch_init(self.batch_tokens, 0, 1)

@@ -31,6 +31,7 @@ def load(
     folder: Path,
     context_length: int = 2048,
     *,
+    slots: int = 1,
     keep_alive_seconds: float = 0,
     on_progress: Callable[[float], None] | None = None,
 ) -> Engine:
@@ -41,6 +42,7 @@ def load(
         paths=(str(model),),
         context_length=context_length,
         threads=1,
+        slots=slots,
         keep_alive_seconds=keep_alive_seconds,
     )
     with registry.lock():
