@@ -229,10 +229,8 @@ def test_closing_the_stream_early_leaves_the_engine_usable(engine: Engine) -> No
 
 
 def test_an_exception_in_the_loop_leaves_the_engine_usable(engine: Engine) -> None:
-    stream = engine.stream(Sampling(), prompt=COUNTING)
-    next(stream)
     with pytest.raises(KeyboardInterrupt):
-        for _ in stream:
+        for _ in engine.stream(Sampling(), prompt=COUNTING):
             raise KeyboardInterrupt
     assert collect(engine.stream(GREEDY, prompt=COUNTING))[0]
 
@@ -430,9 +428,10 @@ def test_text_stream_gives_everything_before_a_stop_string(
     given: list[Text | None] = []
     pieces: list[bytes] = []
     while rest and not stream.stop:
-        size = data.draw(st.integers(0, len(rest)))
-        pieces.append(rest[:size])
-        given.append(stream.feed(TokenLogprob(len(pieces), rest[:size], -1.0)))
+        size = data.draw(st.integers(1, len(rest)))
+        for piece in (b"", rest[:size])[data.draw(st.integers(0, 1)) :]:  # some tokens are empty
+            pieces.append(piece)
+            given.append(stream.feed(TokenLogprob(len(pieces), piece, -1.0)))
         rest = rest[size:]
     given.append(stream.finish())
     texts = [text for text in given if text is not None]
