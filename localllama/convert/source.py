@@ -48,30 +48,38 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A Source whose files are all there, in ``folder`` and the folders below it."""
+    """A Source whose files are all there; ``files`` are their paths by name."""
 
     folder: Path
+    files: Mapping[str, Path]
     sizes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, folder: Path) -> Folder:
+        """Look at what ``folder`` and the folders below it hold; raises BadFile.
+
+        Meta's download puts the tokenizer, which all sizes share, into the folder above.
+        """
+        shared = folder.resolve().parent / "tokenizer.model"
+        try:
+            found = [file for file in (*folder.iterdir(), *folder.glob("*/*")) if file.is_file()]
+            files = {file.relative_to(folder).as_posix(): file for file in found}
+            if "params.json" in files and shared.is_file():
+                files.setdefault(shared.name, shared)
+            sizes = {name: file.stat().st_size for name, file in files.items()}
+        except OSError as error:
+            raise BadFile(f"cannot read {folder}: {error.strerror}", path=str(folder)) from error
+        return cls(folder, files, sizes)
 
     @property
     def name(self) -> str:
         return self.folder.resolve().name
 
-    @classmethod
-    def of(cls, folder: Path) -> Folder:
-        """Look at what ``folder`` holds; raises BadFile if it cannot be read."""
-        try:
-            found = [file for file in (*folder.iterdir(), *folder.glob("*/*")) if file.is_file()]
-            sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in found}
-        except OSError as error:
-            raise BadFile(f"cannot read {folder}: {error.strerror}", path=str(folder)) from error
-        return cls(folder, sizes)
-
     def read(self, name: str, begin: int, end: int) -> bytes:
         return DataFile(self.path(name), self.sizes[name]).read(begin, end - begin).tobytes()
 
     def path(self, name: str) -> Path:
-        return self.folder / name
+        return self.files.get(name, self.folder / name)
 
 
 @dataclass(slots=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from random import Random
 
@@ -15,9 +14,11 @@ from numpy.typing import NDArray
 
 Weights = dict[str, NDArray[np.float32]]
 
+# Letters that other alphabets have too are meant here.
 TEXT = (
     "Die Würde des Menschen ist unantastbar. All human beings are born free and equal. "
-    "Все люди рождаются свободными. 人人生而自由。 すべての人間は自由である。 "
+    "Все люди рождаются свободными. "  # noqa: RUF001
+    "人人生而自由。 すべての人間は自由である。 "
     "Todos los seres humanos nacen libres. Tous les êtres humains naissent libres. "
 )
 
