@@ -15,7 +15,8 @@ class Progress:
 
     ``phase`` is a stable word (``resolve``, ``download``, ``verify``, ``extract``, ``install``,
     ``convert``, ``wait``); ``item`` names the file or model. Within one phase and item
-    ``done_bytes`` never falls. ``note`` is a sentence for the user (a retry, a wait), else empty.
+    ``done_bytes`` never falls. ``note`` is a sentence for the user (a retry, a wait), else empty;
+    ``detail`` names the part of the item that is worked on.
     """
 
     phase: str
@@ -24,6 +25,7 @@ class Progress:
     total_bytes: int = 0
     bytes_per_second: float = 0.0
     note: str = ""
+    detail: str = ""
 
     @property
     def seconds_left(self) -> float | None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.float32]
+Blocks = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Tensor:
     ``read(begin, end)`` returns the rows from ``begin`` up to ``end`` of the tensor as a matrix
     with ``shape[-1]`` columns: float32, contiguous, permuted and joined as llama.cpp wants them.
     Threads may read at the same time. It raises BadFile for a file that changed or ends early.
+    ``copy``, where ``type`` is one of ggml's, returns the same rows as they are stored: a tensor
+    that keeps its type keeps its bytes.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Tensor:
     type: str
     files: tuple[str, ...]
     read: Callable[[int, int], Rows]
+    copy: Callable[[int, int], Blocks] | None = None
 
 
 @dataclass(frozen=True, slots=True)
