@@ -28,6 +28,8 @@ COMMANDS = {
     "plan": ("plan", "Show what of a model fits where"),
     "doctor": ("doctor", "Look for trouble with this machine"),
     "path": ("path", "Print where a model's GGUF is"),
+    "convert": ("convert", "Make a GGUF file of original weights"),
+    "quantize": ("convert", "Make a smaller GGUF file of a GGUF file"),
     "cp": ("manage", "Give a model a second name"),
     "rm": ("manage", "Remove models"),
     "outdated": ("update", "List models whose source has changed"),

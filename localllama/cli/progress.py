@@ -57,6 +57,8 @@ def _event(progress: Progress) -> None:
     }
     if progress.note:
         event["note"] = progress.note
+    if progress.detail:
+        event["detail"] = progress.detail
     output.as_json(event, pretty=False)
 
 
@@ -151,6 +153,8 @@ def _figures(progress: Progress) -> str:
         text += f"  {output.size(int(progress.bytes_per_second))}/s"
         if progress.seconds_left is not None:
             text += f"  {clock(progress.seconds_left)}"
+        if progress.detail:
+            text += f"  {progress.detail}"
     return text
 
 

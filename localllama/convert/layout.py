@@ -66,8 +66,8 @@ class Layout:
 def lay_out(model: Model, recipe: Recipe, origin: Origin) -> Layout:
     """Plan the file that ``recipe`` makes of ``model``.
 
-    Raises InvalidParameter for a missing or foreign importance matrix and for sources that were
-    quantized already, UnsupportedFile for what llama.cpp has no rule for.
+    Raises UnsupportedFile for what llama.cpp has no rule for; whether it can be made at all,
+    ``check`` says.
     """
     chosen = types.choose(
         model,
@@ -77,19 +77,25 @@ def lay_out(model: Model, recipe: Recipe, origin: Origin) -> Layout:
     )
     tensors, offset = [], 0
     for tensor, kind in chosen:
-        _check(tensor, kind.name, recipe)
         size = prod(tensor.shape) // kind.block_elements * kind.block_bytes
-        tensors.append(
-            (tensor, TensorInfo(tensor.name, tensor.shape[::-1], kind.name, offset, size))
-        )
+        info = TensorInfo(tensor.name, tensor.shape[::-1], kind.name, offset, size)
+        tensors.append((tensor, info))
         offset = padded(offset + size)
     layout = Layout(model, recipe, origin, tuple(tensors))
     return replace(layout, data_offset=len(layout.header({})))
 
 
+def check(layout: Layout) -> None:
+    """Raise InvalidParameter for what would spoil the result.
+
+    That is a missing or foreign importance matrix, and sources that were quantized already.
+    """
+    for tensor, info in layout.tensors:
+        if info.type != tensor.type:
+            _check(tensor, info.type, layout.recipe)
+
+
 def _check(tensor: Tensor, kind: str, recipe: Recipe) -> None:
-    if kind == tensor.type:
-        return
     if tensor.type not in _GOOD_ENOUGH and not recipe.requantize:
         raise InvalidParameter(
             f"{tensor.name} is {tensor.type} already: making {kind} of it costs quality twice",

@@ -23,7 +23,7 @@ from localllama import gguf_file, hardware
 from localllama.convert import types
 from localllama.convert.digests import Digests
 from localllama.convert.gguf_output import padded
-from localllama.convert.layout import Layout
+from localllama.convert.layout import Layout, check
 from localllama.convert.model import Files, Rows, Tensor
 from localllama.convert.provenance import Input
 from localllama.errors import BadFile, DiskFull, NotEnoughDisk, UsageProblem
@@ -61,9 +61,11 @@ def write(
 ) -> Generator[Progress, None, Written]:
     """Write the planned file to ``out``, whole or not at all; yields Progress.
 
-    Raises NotEnoughDisk before anything is written, BadFile for weights that the type cannot hold
-    or inputs that changed, DiskFull, StoreError, and what ``files`` and the reader raise.
+    Raises InvalidParameter, UsageProblem and NotEnoughDisk before anything is written, BadFile for
+    weights that the type cannot hold or inputs that changed, DiskFull, StoreError, and what
+    ``files`` and the reader raise.
     """
+    check(layout)
     _check_place(layout, out)
     before = {file.name: _stamp(file) for file in layout.origin.inputs}
     with _temporary(out) as (path, handle):
