@@ -177,7 +177,7 @@ def _pull(
         requested=offer.requested,
         quant=offer.quant,
         revision=offer.revision,
-        info=_scalars(info),
+        info=scalars(info),
         licence=_licence(offer.licence, info),
         template=texts.get("template", ""),
         fallback_template=offer.ref.template,
@@ -221,7 +221,7 @@ def describe(name: ModelName) -> Installed:
     files = local.files(sources.direct(name)).files
     info = _read([Path(file.path) for file in files])
     stored = tuple(StoredFile(file.path, "", max(0, file.size)) for file in files)
-    return Installed(name=name.repo, files=stored, source=name.repo, info=_scalars(info))
+    return Installed(name=name.repo, files=stored, source=name.repo, info=scalars(info))
 
 
 class _Intake:
@@ -365,7 +365,7 @@ def _read(weights: list[Path]) -> ModelInfo:
     return gguf_file.read_split_info(weights)
 
 
-def _scalars(info: ModelInfo) -> dict[str, Any]:
+def scalars(info: ModelInfo) -> dict[str, Any]:
     """The header's facts that a manifest keeps: no tensors, no vocabulary, no long texts."""
     left_out = {"metadata", "tensors", "chat_template", "file_bytes", "data_offset", "alignment"}
     return {

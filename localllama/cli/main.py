@@ -28,6 +28,7 @@ COMMANDS = {
     "plan": ("plan", "Show what of a model fits where"),
     "doctor": ("doctor", "Look for trouble with this machine"),
     "path": ("path", "Print where a model's GGUF is"),
+    "create": ("create", "Make a model of your own"),
     "convert": ("convert", "Make a GGUF file of original weights"),
     "quantize": ("convert", "Make a smaller GGUF file of a GGUF file"),
     "cp": ("manage", "Give a model a second name"),

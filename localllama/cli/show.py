@@ -95,7 +95,8 @@ def licence(app: App, model: Installed) -> str:
     """Return the licence's text where we have it, else its name and link."""
     text = app.store.text(model, "license") or str(model.licence.get("text", ""))
     terms = [str(model.licence[key]) for key in ("name", "link") if model.licence.get(key)]
-    return text or "\n".join(terms)
+    notice = str(model.licence.get("notice", ""))
+    return "\n\n".join(filter(None, (notice, text or "\n".join(terms))))
 
 
 def _info(app: App, model: Installed) -> Iterator[str]:

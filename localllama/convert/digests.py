@@ -106,7 +106,8 @@ class Digests:
         done = synced = 0
         while done < self._out_bytes:
             with self._change:
-                self._change.wait_for(lambda done=done: self._stopped or self._ready > done)
+                while not self._stopped and self._ready <= done:
+                    self._change.wait()
                 ready = self._ready
             if self._stopped:
                 raise Stopped

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 
-import numpy as np
-
 from localllama import gguf_file
 from localllama.convert.gguf_output import ARRAY, NUMBER_KINDS, STRING
 from localllama.convert.model import Blocks, Field, Model, Rows, Tensor
+from localllama.convert.source import DataFile
 from localllama.convert.types import NUMBERS
-from localllama.errors import BadFile, InvalidGGUF
+from localllama.errors import BadFile
 from localllama.gguf_header import Header, TensorInfo, read_header
 from localllama.names import split_parts
 from localllama.native.quantizer import Quantizer
@@ -51,7 +50,8 @@ def contents(path: Path) -> tuple[dict[str, Field], list[Tensor]]:
         raise BadFile(
             f"{path} cannot be read: {error.strerror}", "check the path", str(path)
         ) from error
-    return metadata, [_tensor(path, header, tensor) for tensor in header.tensors]
+    data = DataFile(path, header.file_bytes)
+    return metadata, [_tensor(data, header, tensor) for tensor in header.tensors]
 
 
 def _header(path: Path) -> Header:
@@ -63,37 +63,18 @@ def _header(path: Path) -> Header:
         return read_header(read, path.stat().st_size, str(path))
 
 
-def _tensor(path: Path, header: Header, info: TensorInfo) -> Tensor:
+def _tensor(data: DataFile, header: Header, info: TensorInfo) -> Tensor:
     columns, rows = info.shape[0], prod(info.shape[1:])
     row_bytes = info.size_bytes // rows
     begins_at = header.data_offset + info.offset
 
     def copy(begin: int, end: int) -> Blocks:
-        return _read(path, begins_at + begin * row_bytes, (end - begin) * row_bytes, info.name)
+        return data.read(begins_at + begin * row_bytes, (end - begin) * row_bytes)
 
     def read(begin: int, end: int) -> Rows:
         return Quantizer(NUMBERS[info.type]).dequantize(copy(begin, end), columns)
 
-    return Tensor(info.name, info.shape[::-1], info.type, (path.name,), read, copy)
-
-
-def _read(path: Path, offset: int, length: int, tensor: str) -> Blocks:
-    blocks = np.empty(length, np.uint8)
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            count = file.readinto(memoryview(blocks))
-    except OSError as error:
-        raise BadFile(
-            f"{path} cannot be read: {error.strerror}", "check its disk", str(path)
-        ) from error
-    if count < length:
-        raise InvalidGGUF(
-            f"{path} became shorter while it was read: {tensor} is not whole",
-            "convert again when nothing writes to the file",
-            str(path),
-        )
-    return blocks
+    return Tensor(info.name, info.shape[::-1], info.type, (data.path.name,), read, copy)
 
 
 def _metadata(path: Path, data_offset: int) -> Iterator[tuple[str, Field]]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from localllama.convert import gguf_source
+from localllama.convert.checkpoint import open_checkpoint
 from localllama.convert.model import Model
 from localllama.convert.provenance import Input, Origin
-from localllama.errors import ModelNotFound, UnsupportedFile
+from localllama.convert.source import Folder, read_text
+from localllama.errors import ModelNotFound
+
+# What a checkpoint's folder holds besides weights: its configuration, vocabulary and template.
+_DESCRIBES = re.compile(r"[^/]+\.(json|model|jinja)|merges\.txt")
+_LICENCE = re.compile(r"licen[cs]e(\.(txt|md))?$", re.IGNORECASE)
 
 
 def open_path(path: Path) -> tuple[Model, Origin]:
@@ -18,6 +25,17 @@ def open_path(path: Path) -> tuple[Model, Origin]:
     if not path.exists():
         raise ModelNotFound(f"there is no {path}", "check the path")
     if path.is_dir():
-        raise UnsupportedFile(f"{path} is a folder", "give the path of a GGUF file", str(path))
+        return _checkpoint(Folder.of(path))
     parts = gguf_source.parts_of(path)
     return gguf_source.open_model(parts), Origin(tuple(Input(part.name, part) for part in parts))
+
+
+def _checkpoint(folder: Folder) -> tuple[Model, Origin]:
+    model = open_checkpoint(folder)
+    weights = {name for tensor in model.tensors for name in tensor.files}
+    names = [name for name in sorted(folder.sizes) if name in weights or _DESCRIBES.fullmatch(name)]
+    licence = next((name for name in sorted(folder.sizes) if _LICENCE.match(name)), "")
+    return model, Origin(
+        inputs=tuple(Input(name, folder.path(name)) for name in names),
+        licence=read_text(folder, licence).decode(errors="replace") if licence else "",
+    )

@@ -74,7 +74,12 @@ def keys(model: Model, origin: Origin, recipe: str, digests: Mapping[str, str]) 
 def notice(model: Model, licence: str) -> str:
     """Return the notice that the model's terms ask for, '' for none."""
     declared = model.metadata.get("general.license")
-    if declared and (known := _NOTICES.get(str(declared.value).lower())):
+    return notice_of(str(declared.value) if declared else "", licence)
+
+
+def notice_of(name: str, licence: str) -> str:
+    """Return the notice for a licence by its short name or its text, '' for none."""
+    if known := _NOTICES.get(name.lower()):
         return known
     title = " ".join(licence[:500].lower().split())
     return next((_NOTICES[name] for text, name in _TITLES.items() if text in title), "")

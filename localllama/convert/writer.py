@@ -288,7 +288,7 @@ def _check_weights(tensor: Tensor, rows: Rows, kind: str) -> str:
 
 def _write_all(handle: int, blocks: NDArray[np.uint8], offset: int) -> None:
     """Write an array at its place; the system may take less than it is given."""
-    rest = memoryview(blocks)
+    rest = blocks.data
     while rest:
         count = os.pwrite(handle, rest, offset)
         rest, offset = rest[count:], offset + count

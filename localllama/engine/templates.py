@@ -153,6 +153,11 @@ def recognise(text: str) -> str | None:
     return "plain" if _GO_PROMPT_ONLY.fullmatch(text) else None
 
 
+def is_go(text: str) -> bool:
+    """Whether a template is written in Go's language, as Ollama's are."""
+    return _GO_ACTION.search(text) is not None
+
+
 def choose(own: str, override: str = "", fallback: str = "") -> Template:
     """Return the template to use: ``override``, else the model file's ``own``, else ``fallback``.
 
@@ -165,7 +170,7 @@ def choose(own: str, override: str = "", fallback: str = "") -> Template:
     for text, origin in candidates:
         if text.strip() in BUILTIN_NAMES:
             return builtin(text.strip())
-        if text.strip() and not _GO_ACTION.search(text):
+        if text.strip() and not is_go(text):
             return Template.compile(text, origin=origin)
     names = (recognise(text) for text, _ in candidates)
     return builtin(next(filter(None, names), None) or fallback or "plain")
