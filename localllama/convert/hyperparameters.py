@@ -71,7 +71,7 @@ class Hyperparameters(msgspec.Struct, frozen=True):
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
-    quantization_config: msgspec.Raw | None = None
+    quantization_config: dict[str, object] | None = None
 
     @property
     def kv_heads(self) -> int:
