@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from localllama.convert.naming import Naming
 from localllama.convert.sharded import some
 from localllama.convert.weights import (
     TYPES,
+    Described,
     Matrix,
     Read,
     interleaved,
@@ -19,6 +21,8 @@ from localllama.convert.weights import (
     widened,
 )
 from localllama.errors import BadFile, UnsupportedFile
+
+M = TypeVar("M", bound=Described)
 
 # What older checkpoints store besides weights: it follows from the hyperparameters.
 _NEEDLESS = ("rotary_emb.inv_freq", "attention.masked_bias", "attention.bias", "rope.freqs")
@@ -30,19 +34,33 @@ def tensors(
     """Return the GGUF's tensors in the order of the files.
 
     ``permuted`` says that Q and K are in Hugging Face's order, ``place`` names the checkpoint.
-    Raises BadFile for a tensor that is missing, extra or of a wrong shape, UnsupportedFile for
-    one that is no floating point number.
+    Raises what ``named`` raises, and UnsupportedFile for a tensor of no floating point numbers.
+    """
+    wanted = (matrix for matrix in found if not matrix.name.endswith(_NEEDLESS))
+    made = [
+        _tensor(of, matrix, name, permuted)
+        for name, matrix in named(of, wanted, naming, place).items()
+    ]
+    return [*_frequency_tensor(of), *made]
+
+
+def named(of: Hyperparameters, found: Iterable[M], naming: Naming, place: str) -> dict[str, M]:
+    """Return the tensors by their names in a GGUF.
+
+    Raises BadFile for a tensor that is missing, extra or of a wrong shape.
     """
     shapes = _shapes(of)
-    made: dict[str, Tensor] = {}
+    made: dict[str, M] = {}
     for matrix in found:
-        if matrix.name.endswith(_NEEDLESS):
-            continue
         name = naming.in_gguf(matrix.name)
-        _check(matrix, name, shapes)
+        if name not in shapes:
+            raise _bad(matrix, "is none that such a Llama has")
+        if matrix.shape != shapes[name]:
+            wanted = f"where the hyperparameters ask for {list(shapes[name])}"
+            raise _bad(matrix, f"has the shape {list(matrix.shape)} {wanted}")
         if name in made:
             raise _bad(matrix, "is there twice")
-        made[name] = _tensor(of, matrix, name, permuted)
+        made[name] = matrix
     missing = [name for name in shapes if name not in made and not _is_optional(name, of)]
     if missing:
         raise BadFile(
@@ -50,7 +68,7 @@ def tensors(
             "download or copy it again, all of its files",
             place,
         )
-    return [*_frequency_tensor(of), *made.values()]
+    return made
 
 
 def _shapes(of: Hyperparameters) -> dict[str, tuple[int, ...]]:
@@ -86,25 +104,7 @@ def _is_optional(name: str, of: Hyperparameters) -> bool:
     return name == "output.weight" and of.tie_word_embeddings
 
 
-def _check(matrix: Matrix, name: str, shapes: dict[str, tuple[int, ...]]) -> None:
-    if name not in shapes:
-        raise _bad(matrix, "is none that such a Llama has")
-    if matrix.shape != shapes[name]:
-        raise _bad(
-            matrix,
-            f"has the shape {list(matrix.shape)} where the hyperparameters ask for "
-            f"{list(shapes[name])}",
-        )
-    if matrix.type not in TYPES:
-        raise UnsupportedFile(
-            f"{matrix.path}: the tensor {matrix.name!r} is of the type {matrix.type}; those that "
-            f"can be converted are {', '.join(TYPES)}",
-            "look for the original weights in one of these types, or for a ready GGUF",
-            matrix.path,
-        )
-
-
-def _bad(matrix: Matrix, problem: str) -> BadFile:
+def _bad(matrix: Described, problem: str) -> BadFile:
     return BadFile(
         f"{matrix.path}: the tensor {matrix.name!r} {problem}",
         "check that all files are of the same model, and download or copy them again",
@@ -113,6 +113,13 @@ def _bad(matrix: Matrix, problem: str) -> BadFile:
 
 
 def _tensor(of: Hyperparameters, matrix: Matrix, name: str, permuted: bool) -> Tensor:
+    if matrix.type not in TYPES:
+        raise UnsupportedFile(
+            f"{matrix.path}: the tensor {matrix.name!r} is of the type {matrix.type}; those that "
+            f"can be converted are {', '.join(TYPES)}",
+            "look for the original weights in one of these types, or for a ready GGUF",
+            matrix.path,
+        )
     read: Read = matrix.rows
     if permuted and ".attn_q." in name:
         read = _interleaved(read, of.num_attention_heads, matrix.shape)

@@ -41,7 +41,7 @@ _ADDED_TOKENS = "added_tokens.json"
 _ADDED_SCORE, _PADDING_SCORE = -1000.0, -10000.0
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/=]+ \d+\r?\n")
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 # Tokens that some models forget to mark as special.
 _SPECIAL_TEXTS = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 _SPECIAL_ENDS = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
@@ -59,7 +59,9 @@ class TokenType(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Token:
+class Token:
+    """One token; special ones have a score too."""
+
     text: str
     score: float
     type: TokenType
@@ -98,14 +100,14 @@ def _sentencepiece(source: Source, rows: int, config: TokenizerConfig) -> dict[s
     added = read_optional_json(source, _ADDED_TOKENS, dict[str, int]) or {}
     for text, index in added.items():
         if 0 <= index < rows:
-            tokens[index] = _Token(text, _ADDED_SCORE, TokenType.USER_DEFINED)
+            tokens[index] = Token(text, _ADDED_SCORE, TokenType.USER_DEFINED)
     for index, token in config.added_tokens_decoder.items():
         if 0 <= index < rows:
             tokens[index] = _added(token.content, token)
-    return _llama(tokens)
+    return llama_fields(tokens)
 
 
-def _pieces(source: Source, data: bytes) -> list[_Token]:
+def _pieces(source: Source, data: bytes) -> list[Token]:
     from sentencepiece import SentencePieceProcessor
 
     model = SentencePieceProcessor()
@@ -124,7 +126,7 @@ def _pieces(source: Source, data: bytes) -> list[_Token]:
         return TokenType.BYTE if model.IsByte(index) else TokenType.NORMAL
 
     count = model.GetPieceSize()
-    return [_Token(model.IdToPiece(i), model.GetScore(i), kind(i)) for i in range(count)]
+    return [Token(model.IdToPiece(i), model.GetScore(i), kind(i)) for i in range(count)]
 
 
 def _tokenizer_json(source: Source, rows: int) -> dict[str, Field]:
@@ -151,13 +153,13 @@ def _tokenizer_json(source: Source, rows: int) -> dict[str, Field]:
     if min(texts, default=0) < 0:
         raise bad(source, TOKENIZER, "gives a token a negative number")
     if bpe.byte_fallback:
-        return _llama(_scored(bpe, texts, added, rows))
+        return llama_fields(_scored(bpe, texts, added, rows))
     return _gpt2(source, bpe, texts, added, rows)
 
 
 def _scored(
     bpe: Bpe, texts: Mapping[int, str], added: Mapping[int, AddedToken], rows: int
-) -> list[_Token]:
+) -> list[Token]:
     """Return the tokens of a SentencePiece vocabulary that was rewritten as BPE.
 
     The scores are gone; the order of the merges, which came of them, makes new ones that give the
@@ -174,10 +176,10 @@ def _scored(
         elif index in added:
             tokens.append(_added(text, added[index]))
         elif _BYTE.fullmatch(text):
-            tokens.append(_Token(text, _ADDED_SCORE, TokenType.BYTE))
+            tokens.append(Token(text, _ADDED_SCORE, TokenType.BYTE))
         else:
             score = -float(ranks.get(text, len(ranks)))
-            tokens.append(_Token(text, score, TokenType.NORMAL))
+            tokens.append(Token(text, score, TokenType.NORMAL))
     return tokens
 
 
@@ -207,7 +209,7 @@ def _gpt2(
         if index in added:
             tokens[index] = _added(contents[index], added[index])
         else:
-            tokens[index] = _Token(text, 0.0, TokenType.NORMAL)
+            tokens[index] = Token(text, 0.0, TokenType.NORMAL)
     # The pieces of a pair stand apart from each other by a space, so that none may hold one.
     merges = [" ".join(piece.replace(" ", "\u0120") for piece in pair) for pair in _pairs(bpe)]
     found = _common("gpt2", name, tokens)
@@ -232,21 +234,21 @@ def _pairs(bpe: Bpe) -> Iterator[tuple[str, str]]:
         yield left, right
 
 
-def _added(text: str, token: AddedToken) -> _Token:
+def _added(text: str, token: AddedToken) -> Token:
     looks_special = text in _SPECIAL_TEXTS or any(
         text.startswith(begin) and text.endswith(end) for begin, end in _SPECIAL_ENDS
     )
     if token.special or looks_special:
-        return _Token(text, _ADDED_SCORE, TokenType.CONTROL)
-    return _Token(text.replace(_SPACE, " "), _ADDED_SCORE, TokenType.USER_DEFINED)
+        return Token(text, _ADDED_SCORE, TokenType.CONTROL)
+    return Token(text.replace(SPACE, " "), _ADDED_SCORE, TokenType.USER_DEFINED)
 
 
-def _padded(tokens: Sequence[_Token], rows: int) -> list[_Token]:
+def _padded(tokens: Sequence[Token], rows: int) -> list[Token]:
     return [*tokens, *map(_padding, range(len(tokens), rows))]
 
 
-def _padding(index: int) -> _Token:
-    return _Token(f"[PAD{index}]", _PADDING_SCORE, TokenType.UNUSED)
+def _padding(index: int) -> Token:
+    return Token(f"[PAD{index}]", _PADDING_SCORE, TokenType.UNUSED)
 
 
 def _check_count(source: Source, name: str, tokens: int, rows: int) -> None:
@@ -259,12 +261,13 @@ def _check_count(source: Source, name: str, tokens: int, rows: int) -> None:
         )
 
 
-def _llama(tokens: Sequence[_Token]) -> dict[str, Field]:
+def llama_fields(tokens: Sequence[Token]) -> dict[str, Field]:
+    """Return the keys of a vocabulary of SentencePiece."""
     scores = Field("[f32]", [token.score for token in tokens])
     return _common("llama", "default", tokens) | {"tokenizer.ggml.scores": scores}
 
 
-def _common(model: str, name: str, tokens: Sequence[_Token]) -> dict[str, Field]:
+def _common(model: str, name: str, tokens: Sequence[Token]) -> dict[str, Field]:
     return {
         "tokenizer.ggml.model": Field("string", model),
         "tokenizer.ggml.pre": Field("string", name),

@@ -30,19 +30,24 @@ MOST_TENSORS = 65_536  # the largest models have 60,000 in all files together
 _MOST_DIMENSIONS, _LARGEST_TENSOR = 8, 2**40  # elements
 
 
-class Matrix(Protocol):
-    """A tensor of a checkpoint; ``path`` is for messages, a vector is a matrix of one row."""
+class Described(Protocol):
+    """What is said of a tensor of a checkpoint; ``path`` is for messages."""
 
     @property
     def name(self) -> str: ...
     @property
-    def type(self) -> str: ...
-    @property
     def shape(self) -> tuple[int, ...]: ...
     @property
-    def files(self) -> tuple[str, ...]: ...
-    @property
     def path(self) -> str: ...
+
+
+class Matrix(Described, Protocol):
+    """A tensor of a checkpoint of floating point numbers; a vector is a matrix of one row."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def files(self) -> tuple[str, ...]: ...
     def rows(self, begin: int, end: int) -> Raw:
         """Return the rows from ``begin`` up to ``end``; raises BadFile."""
         ...

@@ -111,14 +111,12 @@ def write_meta(folder: Path, shape: Shape, *, shards: int, llama3: bool = False)
     params |= {"n_kv_heads": shape.kv_heads, "vocab_size": -1, "multiple_of": 32}
     write_json(folder / "params.json", {**params, "norm_eps": 1e-5})
     parts: list[Weights] = [{} for _ in range(shards)]
-    for name, values in shape.weights().items():
-        own = _meta_name(name)
-        whole = _rotated(values, shape, name)
+    for own, whole in meta_weights(shape).items():
         by_columns = any(part in own for part in _BY_COLUMNS)
         if llama3 and "tok_embeddings" in own:
             by_columns = False
         slices = [whole] * shards
-        if values.ndim == 2:
+        if whole.ndim == 2:
             slices = np.split(whole, shards, axis=int(by_columns))
         for part, piece in zip(parts, slices, strict=True):
             part[own] = np.ascontiguousarray(piece)
@@ -126,6 +124,13 @@ def write_meta(folder: Path, shape: Shape, *, shards: int, llama3: bool = False)
         part["rope.freqs"] = np.ones(shape.head // 2, np.float32)
         write_torch(folder / f"consolidated.{number:02}.pth", part)
     return folder
+
+
+def meta_weights(shape: Shape) -> Weights:
+    """The weights of ``shape`` as Meta names and rotates them."""
+    return {
+        _meta_name(name): _rotated(values, shape, name) for name, values in shape.weights().items()
+    }
 
 
 def _meta_name(name: str) -> str:
