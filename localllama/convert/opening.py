@@ -1,11 +1,11 @@
-"""What a path is: GGUF files or the folder of a checkpoint, opened as something to convert."""
+"""What a path is: a GGUF or GGML file, or a checkpoint's folder, opened for conversion."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from localllama.convert import gguf_source
+from localllama.convert import ggml, gguf_source
 from localllama.convert.checkpoint import open_checkpoint
 from localllama.convert.model import Model
 from localllama.convert.provenance import Input, Origin
@@ -26,6 +26,8 @@ def open_path(path: Path) -> tuple[Model, Origin]:
         raise ModelNotFound(f"there is no {path}", "check the path")
     if path.is_dir():
         return _checkpoint(Folder.of(path))
+    if ggml.is_legacy(path):
+        return ggml.open_legacy(path), Origin((Input(path.name, path),))
     parts = gguf_source.parts_of(path)
     return gguf_source.open_model(parts), Origin(tuple(Input(part.name, part) for part in parts))
 
