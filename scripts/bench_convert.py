@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ TYPES = (
 )
 MOST_OF_REFERENCE = 0.72
 MOST_MEMORY = {"1.1B": 250_000_000, "7B": 300_000_000, "small": 250_000_000}
-_OUTPUT_BLOCK = 512  # of ru_oublock
 _SLACK = 1.03  # file system's own blocks
 
 
@@ -45,20 +43,26 @@ class Run:
     written_bytes: int
 
 
+# A process begins with the peak of the one that starts it (execve keeps signal->maxrss), so a small
+# one stands in between.
+_SMALL = """
+import json, os, subprocess, sys, time
+began = time.monotonic()
+process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, used = os.wait4(process.pid, 0)
+code = os.waitstatus_to_exitcode(status)
+print(json.dumps([code, time.monotonic() - began, used.ru_maxrss * 1024, used.ru_oublock * 512]))
+"""
+
+
 def run(*command: str | Path) -> Run:
     """Run a command that must succeed, and measure it."""
-    began = time.monotonic()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [str(part) for part in command], stdout=log, stderr=subprocess.STDOUT
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            sys.exit(f"{command[0]} failed:\n{log.read().decode(errors='replace')[-2000:]}")
-    seconds = time.monotonic() - began
-    return Run(seconds, used.ru_maxrss * 1024, used.ru_oublock * _OUTPUT_BLOCK)
+    small = (sys.executable, "-S", "-c", _SMALL)
+    done = subprocess.run([*small, *map(str, command)], capture_output=True, text=True, check=True)
+    code, seconds, peak_bytes, written_bytes = json.loads(done.stdout)
+    if code:
+        sys.exit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
+    return Run(seconds, peak_bytes, written_bytes)
 
 
 def convert(source: Path, out: Path, quant: str) -> Run:

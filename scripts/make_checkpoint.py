@@ -21,7 +21,7 @@ _BLOCK = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """The numbers of a Llama; ``shards`` = how many safetensors files its layers are spread over."""
+    """The numbers of a Llama; ``shards`` = how many safetensors files it is spread over."""
 
     layers: int
     width: int
