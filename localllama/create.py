@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from localllama import gguf_file, names, pull
 from localllama.catalog import Catalog
 from localllama.config import Network
-from localllama.convert import gguf_source, opening, provenance, types, writer
+from localllama.convert import ggml, gguf_source, opening, provenance, types, writer
 from localllama.convert.layout import Recipe, lay_out
 from localllama.convert.model import Model
 from localllama.convert.provenance import Input, Origin
@@ -69,13 +67,12 @@ def from_path(
     network: Network,
 ) -> Generator[Progress, None, Installed]:
     """Install the GGUF or checkpoint at ``path`` as ``name``, converted where that is wished."""
-    is_checkpoint = path.is_dir() and not any(path.glob("*.gguf"))
-    if wishes.recipe is None and not is_checkpoint:
+    if wishes.recipe is None and _holds_gguf(path):
         offer = pull.look(names.parse(_spelled(path)), known=known, store=store, network=network)
         return (yield from pull.pull(replace(offer, name=name), store=store, network=network))
     model, origin = opening.open_path(path)
-    recipe = wishes.recipe or Recipe(types.parse(_own_type(model)))
-    base = Installed(name=str(name), files=(), source=str(path.absolute()))
+    recipe = wishes.recipe or Recipe(types.COPY)
+    base = Installed(name=str(name), files=(), source=str(path.resolve()))
     return (yield from _convert(model, origin, base, replace(wishes, recipe=recipe), store))
 
 
@@ -137,7 +134,7 @@ def _convert(
         installed = replace(
             base,
             files=(file, *kept),
-            quant=quant,
+            quant=info.quantization,
             info=pull.scalars(info),
             licence=licence,
         )
@@ -147,13 +144,9 @@ def _convert(
         out.unlink(missing_ok=True)
 
 
-def _own_type(model: Model) -> str:
-    """The type that most weights have: converting keeps it."""
-    weights: Counter[str] = Counter()
-    for tensor in model.tensors:
-        weights[tensor.type] += prod(tensor.shape)
-    kind = weights.most_common(1)[0][0]
-    return kind if kind in types.PLAIN else "F16"
+def _holds_gguf(path: Path) -> bool:
+    """Whether nothing has to be converted: a GGUF, or a folder with one."""
+    return any(path.glob("*.gguf")) if path.is_dir() else not ggml.is_legacy(path)
 
 
 def _spelled(path: Path) -> str:

@@ -124,4 +124,4 @@ def _unquoted(value: str, line: int) -> str:
 
 
 def _wrong(line: int, problem: str) -> UsageProblem:
-    return UsageProblem(f"line {line} of the Modelfile: {problem}", "see docs/modelfile.md")
+    return UsageProblem(f"line {line} of the Modelfile: {problem}", "see docs/convert.md")

@@ -132,8 +132,8 @@ def _reference(source: Path, folder: Path, quant: str) -> list[Run]:
     whole = folder / "whole.gguf"
     steps = []
     if not whole.exists():
-        command = (*shlex.split(convert_command), source, "--outfile", whole, "--outtype", "bf16")
-        steps.append(run(*command))
+        options = ("--outfile", str(whole), "--outtype", "bf16")
+        steps.append(run(*shlex.split(convert_command), source, *options))
     return [*steps, run(quantize_command, whole, folder / "theirs.gguf", quant)]
 
 

@@ -47,7 +47,7 @@ def write_checkpoint(folder: Path, shape: Dimensions) -> Path:
     random = np.random.default_rng(0).standard_normal(_BLOCK, np.float32) * np.float32(0.02)
     block = (random.view(np.uint32) >> 16).astype("<u2")
     tensors = list(_tensors(shape))
-    places = {}
+    places: dict[str, str] = {}
     for number in range(shape.shards):
         part = tensors[number :: shape.shards] if shape.shards > 1 else tensors
         suffix = f"-{number + 1:05}-of-{shape.shards:05}" if shape.shards > 1 else ""

@@ -374,3 +374,9 @@ def test_rows_that_no_type_holds(tmp_path: Path) -> None:
     model = gguf_source.open_model([write_header(tmp_path / "h.gguf", shape, quantized=False)])
     with pytest.raises(UnsupportedFile, match="rows of 96 elements, which Q1_0 cannot hold"):
         types.choose(model, types.parse("Q1_0"))
+
+
+def test_copy_keeps_every_type(tiny: Path, tmp_path: Path) -> None:
+    convert(tiny, tmp_path / "copy.gguf", "copy")
+    assert reference.tensors(tmp_path / "copy.gguf") == reference.tensors(tiny)
+    assert gguf_source.contents(tmp_path / "copy.gguf")[0]["general.file_type"].value == 32

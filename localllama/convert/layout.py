@@ -55,7 +55,8 @@ class Layout:
         """Return all before the data; as long whatever is known of the inputs' ``digests``."""
         metadata = {k: v for k, v in self.model.metadata.items() if k not in _LEFT_OUT}
         metadata["general.quantization_version"] = Field("u32", _QUANTIZATION_VERSION)
-        metadata["general.file_type"] = Field("u32", self.recipe.quant.number)
+        number = types.file_type(self.model, self.recipe.quant)
+        metadata["general.file_type"] = Field("u32", number)
         if self.recipe.importance:
             metadata |= self.recipe.importance.keys()
         metadata |= provenance.keys(self.model, self.origin, str(self.recipe), digests)

@@ -7,8 +7,10 @@ of llama-cpp-python 0.3.36; the tests compare them with the installed library.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from localllama.convert.mixture import EMBEDDINGS, Mixture, layer_of
 from localllama.convert.model import Model, Tensor
@@ -71,6 +73,10 @@ class Quant:
     default: str
 
 
+# Tensors stay as they are; the file is called what most of its weights are.
+COPY = Quant("COPY", -1, "F32")
+
+
 @dataclass(frozen=True, slots=True)
 class Override:
     """Tensors whose name the pattern finds get this type, whatever the mixture says."""
@@ -95,10 +101,12 @@ def parse(text: str) -> Quant:
     """
     wanted = text.strip().upper()
     wanted = _ALIASES.get(wanted, wanted)
+    if wanted == COPY.name:
+        return COPY
     for quant in offered():
         if quant.name == wanted:
             return quant
-    names = ", ".join(quant.name for quant in offered())
+    names = ", ".join(quant.name for quant in (*offered(), COPY))
     raise InvalidParameter(f"{text!r} is not a quantization type", f"there are {names}")
 
 
@@ -119,6 +127,20 @@ def parse_override(text: str) -> Override:
         raise InvalidParameter(
             f"{pattern!r} is not a regular expression: {error}", "like attn_v or blk.0.ffn_.*"
         ) from error
+
+
+def file_type(model: Model, quant: Quant) -> int:
+    """Return the number that a file of this type declares (general.file_type)."""
+    if quant != COPY:
+        return quant.number
+    if declared := model.metadata.get("general.file_type"):
+        return int(str(declared.value))
+    weights: Counter[str] = Counter()
+    for tensor in model.tensors:
+        weights[tensor.type] += prod(tensor.shape)
+    return next(
+        known.number for known in offered() if known.default == weights.most_common(1)[0][0]
+    )
 
 
 def in_order(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -164,6 +186,8 @@ def _type(tensor: Tensor, quant: Quant, mixture: Mixture, overrides: Sequence[Ov
     if not _is_quantizable(tensor):
         # The first of the two steps that this replaces stores what is no matrix as F32.
         return "F32" if tensor.type in PLAIN else tensor.type
+    if quant == COPY:
+        return tensor.type
     if quant.default in PLAIN:
         return quant.default
     for override in overrides:

@@ -17,9 +17,8 @@ from localllama.sources import Listing
 from localllama.sources.selection import models_in, require_parts
 
 _CHECKPOINT = (".safetensors", ".pth", ".pt", ".bin")
-_CONVERT_LATER = (
-    "this version runs GGUF files only; converting original weights comes later: "
-    "find a ready GGUF with `localllama search`"
+_CONVERT = (
+    "make a model of original weights: localllama create NAME --from FOLDER --quantize Q4_K_M"
 )
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 _BLOCK_BYTES = 4 << 20
@@ -79,7 +78,7 @@ def _checked(path: Path) -> Path:
     if not path.is_file():
         raise UsageProblem(f"{path} is neither a file nor a folder")
     if path.suffix.lower() in _CHECKPOINT:
-        raise UnsupportedFile(f"{path.name} is not a GGUF file", _CONVERT_LATER, path=str(path))
+        raise UnsupportedFile(f"{path.name} is not a GGUF file", _CONVERT, path=str(path))
     if path.suffix.lower() != ".gguf":
         with path.open("rb") as file:
             magic = file.read(4)
@@ -103,7 +102,7 @@ def _model_in(folder: Path) -> Path:
         )
     if "config.json" in names or any(name.endswith(_CHECKPOINT) for name in names):
         raise UnsupportedFile(
-            f"{folder} holds original weights, not a GGUF file", _CONVERT_LATER, path=str(folder)
+            f"{folder} holds original weights, not a GGUF file", _CONVERT, path=str(folder)
         )
     raise NotFound(f"there is no GGUF file in {folder}", "give the path of a .gguf file")
 

@@ -23,7 +23,9 @@ def write_ggml(path: Path, shape: Shape, kind: Type = Type.Q4_0, *, version: int
     length = sum(map(len, parts))
     for name, values in meta_weights(shape).items():
         number = kind if values.ndim == 2 else Type.F32
-        head = struct.pack(f"<3I{values.ndim}I", values.ndim, len(name), number, *values.shape[::-1])
+        head = struct.pack(
+            f"<3I{values.ndim}I", values.ndim, len(name), number, *values.shape[::-1]
+        )
         head += name.encode()
         head += bytes(-(length + len(head)) % 32)
         parts += [head, quantize(np.ascontiguousarray(values), number).tobytes()]
