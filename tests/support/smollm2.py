@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
-from gguf import GGUFReader, TokenType, dequantize
+from gguf import TokenType
 from numpy.typing import NDArray
 
+from localllama.convert import gguf_source
+from localllama.convert.model import Field
 from localllama.convert.naming import HUGGING_FACE
-from tests.support.checkpoints import Weights, rounded, write_json, write_safetensors
+from tests.support import checkpoints
+from tests.support.checkpoints import Shape, Weights, rounded, write_json, write_safetensors
 
 
 def write_checkpoint(folder: Path, model: Path, layers: int = 30) -> Path:
     """Write the first ``layers`` of the model in Hugging Face's layout, and its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    reader = GGUFReader(model)
+    metadata, tensors = gguf_source.contents(model)
     heads = {"attn_q": 9, "attn_k": 3}
     weights: Weights = {}
-    for tensor in reader.tensors:
+    for tensor in tensors:
         if tensor.name.startswith("blk.") and int(tensor.name.split(".")[1]) >= layers:
             continue
-        values = dequantize(tensor.data, tensor.tensor_type)
-        values = values.reshape(tuple(map(int, tensor.shape[::-1])))
+        values = tensor.read(0, prod(tensor.shape[:-1])).reshape(tensor.shape)
         count = next((heads[part] for part in tensor.name.split(".") if part in heads), 0)
         if count:
             values = halves(values, count)
         weights[HUGGING_FACE.in_file(tensor.name)] = rounded(np.ascontiguousarray(values))
     write_safetensors(folder / "model.safetensors", weights)
     write_json(folder / "config.json", _config(layers))
-    write_tokenizer(folder, reader)
+    write_tokenizer(folder, metadata)
+    return folder
+
+
+def write_tiny(folder: Path, model: Path) -> Path:
+    """Write a random checkpoint of few weights with the model's tokenizer."""
+    shape = Shape(layers=1, width=32, heads=2, kv_heads=1, hidden=32, vocabulary=49152)
+    checkpoints.write_checkpoint(folder, shape)
+    write_tokenizer(folder, gguf_source.contents(model)[0])
     return folder
 
 
@@ -60,16 +72,12 @@ def _config(layers: int) -> dict[str, object]:
     }
 
 
-def write_tokenizer(folder: Path, reader: GGUFReader) -> None:
+def write_tokenizer(folder: Path, metadata: dict[str, Field]) -> None:
     """Write tokenizer.json and tokenizer_config.json as transformers would save them."""
-
-    def value(key: str) -> list[object]:
-        field = reader.get_field(f"tokenizer.ggml.{key}")
-        assert field
-        found: list[object] = field.contents()
-        return found
-
-    tokens, types = value("tokens"), value("token_type")
+    tokens, types, merges = (
+        cast(list[Any], metadata[f"tokenizer.ggml.{key}"].value)
+        for key in ("tokens", "token_type", "merges")
+    )
     special = [index for index, kind in enumerate(types) if kind == TokenType.CONTROL]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     bytes_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -101,12 +109,10 @@ def write_tokenizer(folder: Path, reader: GGUFReader) -> None:
                 "byte_fallback": False,
                 "ignore_merges": False,
                 "vocab": {text: index for index, text in enumerate(tokens)},
-                "merges": value("merges"),
+                "merges": list(merges),
             },
         },
     )
-    template = reader.get_field("tokenizer.chat_template")
-    assert template
     write_json(
         folder / "tokenizer_config.json",
         {
@@ -116,7 +122,7 @@ def write_tokenizer(folder: Path, reader: GGUFReader) -> None:
                 for index in special
             },
             "bos_token": "<|im_start|>",
-            "chat_template": template.contents(),
+            "chat_template": metadata["tokenizer.chat_template"].value,
             "clean_up_tokenization_spaces": False,
             "eos_token": "<|im_end|>",
             "pad_token": "<|im_end|>",
