@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,9 @@ def test_meta_s_layout_holds_the_same_tensors(
     assert same(contents(one), contents(other))
     # The tokenizer's configuration, which Meta has not, gives special tokens other scores.
     told_apart = {"llama.context_length", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"}
-    for key, field in one.metadata.items():
+    for key, value in one.metadata.items():
         if key.startswith(("llama.", "tokenizer.ggml.")) and key not in told_apart:
-            assert other.metadata.get(key, Field("bool", False)) == field, key
+            assert other.metadata.get(key, Field("bool", False)) == value, key
     assert other.metadata["llama.context_length"].value == 4096
 
 
@@ -177,6 +178,38 @@ def test_shards_are_opened_when_they_are_read(folder: Path) -> None:
         whole(tensor)
     away.rename(second)
     whole(late[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A repository that answers for bytes of its files and keeps count of them."""
+
+    folder: Folder
+    reads: list[tuple[str, int]] = field(default_factory=list)
+    name: str = "owner/small-llama"
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return self.folder.sizes
+
+    def read(self, name: str, begin: int, end: int) -> bytes:
+        self.reads.append((name, end - begin))
+        return self.folder.read(name, begin, end)
+
+    def path(self, name: str) -> Path:
+        return Path("still to come") / name
+
+
+def test_headers_are_all_that_is_read_of_files_still_to_come(folder: Path) -> None:
+    write_checkpoint(folder, SHAPE, shards=3)
+    remote = Remote(Folder.of(folder))
+    model = open_checkpoint(remote)
+    assert model.metadata["general.name"].value == "Small Llama"
+    read = [length for name, length in remote.reads if name.endswith(".safetensors")]
+    assert len(read) == 6  # for each shard the length of its header, then the header
+    assert sum(read) < 3000
+    with pytest.raises(BadFile, match="still to come"):
+        whole(model.tensors[0])
 
 
 def test_frequencies_of_llama_3_1_are_a_tensor(folder: Path) -> None:
