@@ -11,7 +11,8 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
 
 from localllama.convert.ggml import is_legacy, open_legacy
-from localllama.errors import BadFile, UnsupportedFile
+from localllama.convert.opening import open_path
+from localllama.errors import BadFile, UnsupportedFile, UsageProblem
 from tests.support.checkpoints import Shape
 from tests.support.ggml_maker import write_ggml
 from tests.support.torch_files import meta_weights
@@ -90,3 +91,17 @@ def test_cut_and_overwritten_files_are_told(tmp_path: Path) -> None:
             assert problem.path == str(path)
         else:
             assert not cut
+
+
+def test_paths_are_opened_for_what_they_are(tmp_path: Path) -> None:
+    path = write_ggml(tmp_path / "llama.ggmlv3.bin", SHAPE)
+    model, origin = open_path(path, eps=2e-6)
+    assert model.metadata["llama.attention.layer_norm_rms_epsilon"].value == 2e-6
+    assert [file.path for file in origin.inputs] == [path]
+    part = tmp_path / "pytorch_model.bin"
+    part.write_bytes(b"PK\x03\x04")
+    with pytest.raises(UsageProblem) as caught:
+        open_path(part)
+    assert str(tmp_path) in caught.value.hint
+    with pytest.raises(UsageProblem, match="epsilon"):
+        open_path(tmp_path, eps=1e-6)

@@ -64,6 +64,11 @@ def conversion_options(command: F) -> F:
 @click.argument("out", type=_FILE, required=False)
 @click.option("--quant", default="Q4_K_M", show_default=True, help="Quantization type of OUT.")
 @conversion_options
+@click.option(
+    "--eps",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="For an old GGML file: 1e-6 if it is a Llama 1; default 1e-5, Llama 2's.",
+)
 @click.option("--dry-run", is_flag=True, help="Show size and time for every type; write nothing.")
 @yes_option
 @json_option
@@ -126,11 +131,12 @@ def _run(
     dry_run: bool,
     yes: bool,
     as_json: bool,
+    eps: float | None = None,
 ) -> None:
     from localllama.convert import opening
 
     recipe = recipe_of(quant, imatrix, overrides, allow_requantize)
-    model, origin = opening.open_path(source)
+    model, origin = opening.open_path(source, eps)
     if dry_run:
         _estimate(model, recipe, origin, (out or source).parent, threads or all_threads(), as_json)
         return
