@@ -312,3 +312,11 @@ def test_a_folder_without_weights_says_what_it_wants(tmp_path: Path) -> None:
     assert "consolidated.*.pth" in problem.hint
     with pytest.raises(BadFile, match="cannot read"):
         Folder.of(tmp_path / "none")
+
+
+def test_a_clone_without_its_large_files_is_told(tmp_path: Path) -> None:
+    pointer = tmp_path / "model.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    problem = problem_of(tmp_path)
+    assert problem.path == str(pointer)
+    assert "lfs pull" in problem.hint

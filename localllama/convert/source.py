@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from localllama.errors import BadFile
 
+_LFS_POINTER, _LONGEST_POINTER = b"version https://git-lfs", 256
 _LARGEST_TEXT = 64 << 20  # Llama 3's tokenizer.json, the largest known, has 17 MB
 
 T = TypeVar("T")
@@ -67,6 +68,7 @@ class Folder:
             if "params.json" in files and shared.is_file():
                 files.setdefault(shared.name, shared)
             sizes = {name: file.stat().st_size for name, file in files.items()}
+            _check_pointers(files, sizes)
         except OSError as error:
             raise BadFile(f"cannot read {folder}: {error.strerror}", path=str(folder)) from error
         return cls(folder, files, sizes)
@@ -80,6 +82,17 @@ class Folder:
 
     def path(self, name: str) -> Path:
         return self.files.get(name, self.folder / name)
+
+
+def _check_pointers(files: Mapping[str, Path], sizes: Mapping[str, int]) -> None:
+    """Raise BadFile if a repository was cloned without its large files."""
+    for name, size in sizes.items():
+        if size <= _LONGEST_POINTER and files[name].read_bytes().startswith(_LFS_POINTER):
+            raise BadFile(
+                f"{files[name]} only says where Git LFS keeps the file",
+                f"run: git -C {files[name].parent} lfs pull",
+                str(files[name]),
+            )
 
 
 @dataclass(slots=True)
