@@ -255,6 +255,7 @@ def test_other_kinds_of_models_are_named(
         ({"num_key_value_heads": 3}, "share 3"),
         ({"intermediate_size": 128}, "mlp."),
         ({"vocab_size": 500}, "embed_tokens"),
+        ({"vocab_size": 2**23}, "8388608 tokens"),
         ({"attention_bias": True}, "bias"),
         ({"rope_scaling": {"type": "linear"}}, "factor"),
     ],

@@ -25,6 +25,7 @@ _READY_MADE = (
 )
 _SCALED = ("linear", "yarn")
 _ROPE_KINDS = ("default", "dynamic", "llama3", *_SCALED)  # dynamic begins past the context
+_MOST_TOKENS = 1 << 20  # the largest known has 262,144
 
 Layers = Annotated[int, msgspec.Meta(ge=1, le=512)]  # 512 is llama.cpp's limit
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
@@ -139,6 +140,8 @@ def check(found: Hyperparameters, source: Source, name: str) -> None:
         raise bad(source, name, f"asks for {heads} heads that share {found.kv_heads} of K and V")
     if found.head % 2:
         raise bad(source, name, f"asks for heads of {found.head} elements: RoPE turns pairs")
+    if found.vocab_size > _MOST_TOKENS:
+        raise bad(source, name, f"asks for a vocabulary of {found.vocab_size} tokens")
     if found.quantization_config is not None:
         raise _unsupported(source, "describes weights that are quantized already")
     if found.rope.kind not in _ROPE_KINDS:
