@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -160,3 +162,19 @@ def test_damaged_and_missing_tokenizers_are_named(folder: Path) -> None:
         write_json(folder / "tokenizer.json", content)
         with pytest.raises(BadFile, match=r"tokenizer\.json"):
             values(folder)
+
+
+def test_mutated_tokenizers_are_told(folder: Path) -> None:
+    random = Random(11)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        file = folder / name
+        whole = file.read_bytes()
+        for _ in range(100):
+            data = bytearray(whole)
+            for _ in range(random.randint(1, 5)):
+                data[random.randrange(len(data))] = random.choice((0, 34, 123, 127, 200, 255))
+            file.write_bytes(data[: random.choice((len(data), random.randrange(len(data))))])
+            with contextlib.suppress(BadFile):
+                assert values(folder)["ggml.tokens"]
+        file.write_bytes(whole)
+    assert values(folder)["ggml.tokens"]

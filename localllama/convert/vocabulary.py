@@ -111,10 +111,6 @@ def _pieces(source: Source, data: bytes) -> list[Token]:
     from sentencepiece import SentencePieceProcessor
 
     model = SentencePieceProcessor()
-    try:
-        model.LoadFromSerializedProto(data)
-    except RuntimeError as error:
-        raise bad(source, SENTENCEPIECE, "is no SentencePiece model") from error
 
     def kind(index: int) -> TokenType:
         if model.IsUnknown(index):
@@ -125,8 +121,12 @@ def _pieces(source: Source, data: bytes) -> list[Token]:
             return TokenType.UNUSED
         return TokenType.BYTE if model.IsByte(index) else TokenType.NORMAL
 
-    count = model.GetPieceSize()
-    return [Token(model.IdToPiece(i), model.GetScore(i), kind(i)) for i in range(count)]
+    try:
+        model.LoadFromSerializedProto(data)
+        count = model.GetPieceSize()
+        return [Token(model.IdToPiece(i), model.GetScore(i), kind(i)) for i in range(count)]
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise bad(source, SENTENCEPIECE, "is no SentencePiece model") from error
 
 
 def _tokenizer_json(source: Source, rows: int) -> dict[str, Field]:
