@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from localllama import gguf_file, names, pull
+from localllama import names, pull
 from localllama.catalog import Catalog
 from localllama.config import Network
 from localllama.convert import ggml, gguf_source, opening, provenance, types, writer
 from localllama.convert.layout import Recipe, lay_out
 from localllama.convert.model import Model
 from localllama.convert.provenance import Input, Origin
+from localllama.convert.writer import Written
+from localllama.download import partial, transfer
 from localllama.engine import sampling, templates
 from localllama.errors import InvalidParameter, InvalidTemplate, UnsupportedFile
 from localllama.files import storing
@@ -116,32 +118,41 @@ def _convert(
     model: Model, origin: Origin, base: Installed, wishes: Wishes, store: Store
 ) -> Generator[Progress, None, Installed]:
     assert wishes.recipe is not None
+    layout = lay_out(model, wishes.recipe, origin)
     partials = store.paths.partials
+    stem = base.name.replace("/", "-").replace(":", "-")
+    out = partials / f"{stem}.gguf"
     with storing(partials):
         partials.mkdir(parents=True, exist_ok=True)
-    quant = wishes.recipe.quant.name
-    stem = base.name.replace("/", "-").replace(":", "-")
-    out = partials / f"{stem}-{os.getpid()}.{quant}.gguf"
+    lock = partial.lock_of(partials, f"{stem}.create")
+    yield from transfer.acquire(lock, partials, stem, base.name)
     try:
-        layout = lay_out(model, wishes.recipe, origin)
         written = yield from writer.write(layout, out, threads=wishes.threads)
-        info = gguf_file.read_info(out)
-        file = StoredFile(f"{stem}-{quant}.gguf", written.sha256, info.file_bytes)
-        kept = tuple(old for old in base.files if old.role != "model")
-        found = {"name": info.licence_name or info.licence, "link": info.licence_link}
-        text = {"text": origin.licence}
-        licence = base.licence or {k: v for k, v in (found | text).items() if v}
-        installed = replace(
-            base,
-            files=(file, *kept),
-            quant=info.quantization,
-            info=pull.scalars(info),
-            licence=licence,
-        )
         yield Progress("install", base.name)
-        return store.install(installed, {written.sha256: out})
+        return store.install(_described(base, written, origin), {written.sha256: out})
     finally:
         out.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Windows keeps open files
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
+def _described(base: Installed, written: Written, origin: Origin) -> Installed:
+    """The model with its new weights; terms come from the base, else from the weights."""
+    info = written.info
+    file = StoredFile(f"{info.quantization}.gguf", written.sha256, info.file_bytes)
+    terms = {
+        "name": info.licence_name or info.licence,
+        "link": info.licence_link,
+        "text": origin.licence,
+    }
+    return replace(
+        base,
+        files=(file, *(old for old in base.files if old.role != "model")),
+        quant=info.quantization,
+        info=pull.scalars(info),
+        licence=base.licence or {key: value for key, value in terms.items() if value},
+    )
 
 
 def _holds_gguf(path: Path) -> bool:
