@@ -30,7 +30,9 @@ from localllama.errors import (
 )
 from localllama.progress import Progress, finish
 from tests.support import cli, reference
+from tests.support.models import smollm2
 from tests.support.small_llama import write_small_llama
+from tests.support.smollm2 import write_checkpoint
 
 # Those of the acceptance list; the IQ4 ones take ten times as long as the others.
 FAST = [
@@ -82,6 +84,15 @@ def test_bytes_are_llama_cpps(quant: str, small: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("quant", SLOW)
 def test_bytes_of_slow_types_are_llama_cpps(quant: str, tiny: Path, tmp_path: Path) -> None:
     _compare(tiny, quant, tmp_path)
+
+
+def test_bytes_of_the_real_model(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "smollm2", smollm2(), layers=2)
+    convert(checkpoint, tmp_path / "whole.gguf", "BF16")
+    convert(checkpoint, tmp_path / "ours.gguf", "Q4_K_M")
+    reference.quantize(tmp_path / "whole.gguf", tmp_path / "theirs.gguf", "Q4_K_M")
+    ours = reference.tensors(tmp_path / "ours.gguf")
+    assert ours == reference.tensors(tmp_path / "theirs.gguf")
 
 
 def _compare(source: Path, quant: str, folder: Path) -> None:
