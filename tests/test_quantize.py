@@ -6,7 +6,7 @@ import hashlib
 import resource
 import signal
 import subprocess
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from localllama.errors import (
 from localllama.progress import Progress, finish
 from tests.support import cli, reference
 from tests.support.models import smollm2
+from tests.support.other_headers import write_falcon, write_mixtral
 from tests.support.small_llama import write_small_llama
 from tests.support.smollm2 import write_checkpoint
 
@@ -74,6 +75,17 @@ def test_types_are_llama_cpps_choice(name: str, tmp_path: Path) -> None:
         chosen = types.choose(model, types.parse(quant))
         ours = [(tensor.name, kind.name) for tensor, kind in chosen]
         assert ours == list(reference.chosen_types(path, quant).items()), quant
+
+
+@pytest.mark.parametrize("write", [write_mixtral, write_falcon])
+def test_types_of_other_models(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = write(tmp_path / "header.gguf")
+    metadata, tensors = gguf_source.contents(path)
+    model = Model(str(metadata["general.architecture"].value), metadata, tensors)
+    for quant in types.offered():
+        chosen = types.choose(model, quant)
+        ours = [(tensor.name, kind.name) for tensor, kind in chosen]
+        assert ours == list(reference.chosen_types(path, quant.name).items()), quant
 
 
 @pytest.mark.parametrize("quant", FAST)
