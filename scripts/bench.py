@@ -2,7 +2,7 @@
 
 The peers are llama-bench and llama-server, given by LLAMA_BENCH and LLAMA_SERVER or found on PATH;
 what needs one that is absent is left out with a word. Rounds alternate, so that a change of the
-machine's mood meets both sides, and medians are compared.
+machine's mood meets both sides; a ratio is the median of those of the rounds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -42,6 +43,7 @@ CONTEXT = 8192
 STARTS = 20
 MODELS = 50
 _PATIENCE_SECONDS = 60.0  # for a server that does not come up
+_END_SECONDS = 5.0  # for one that is told to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="*", choices=SECTIONS, default=SECTIONS)
     options = parser.parse_args()
+    # As with Ctrl-C, what was started is ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     setting = Setting(
         model=model_path(options.model),
         threads=options.threads,
@@ -127,9 +131,9 @@ def four_conversations(setting: Setting) -> None:
     """Total tokens per second of four conversations at once, beside llama-server -np 4."""
     ours, theirs = [], []
     with (
+        ThreadPoolExecutor(CONVERSATIONS) as pool,  # outermost: its threads wait for the others
         engine(setting) as loaded,
         server(setting, slots=CONVERSATIONS) as ask,
-        ThreadPoolExecutor(CONVERSATIONS) as pool,
     ):
         for number in range(setting.rounds + 1):
             prompts = [f"{number}.{i} {STORY}" for i in range(CONVERSATIONS)]
@@ -149,7 +153,7 @@ def together(pool: ThreadPoolExecutor, ask: Callable[[str], Answer], prompts: li
 def long_prompt(setting: Setting) -> None:
     """A prompt of 2,000 tokens arrives beside a running reply: what it costs both."""
     gaps, ratios = [], []
-    with engine(setting) as loaded, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, engine(setting) as loaded:
         for number in range(max(1, setting.rounds // 2)):
             alone = bench.read(loaded, bench.prompt_of(loaded, LONG_PROMPT_TOKENS, f"a{number}"))
             prompt = bench.prompt_of(loaded, LONG_PROMPT_TOKENS, f"b{number}")
@@ -172,8 +176,12 @@ def long_prompt(setting: Setting) -> None:
             steps = [after - before for before, after in pairwise(times)]
             gaps.append(max(steps) / statistics.median(steps[:49]))
             ratios.append(beside.result()[0] / alone[0])
-    print(f"long prompt: longest gap {statistics.median(gaps):.1f} median steps (goal 5)")
-    print(f"long prompt: read at {statistics.median(ratios):.3f} of its speed alone (goal 0.85)")
+    gap, ratio = statistics.median(gaps), statistics.median(ratios)
+    print(f"long prompt: longest gap {gap:.1f} median steps (goal 5: {verdict(5 - gap)})")
+    print(
+        f"long prompt: read at {ratio:.3f} of its speed alone (goal 0.85: {verdict(ratio - 0.85)})",
+        flush=True,
+    )
 
 
 def prompt_lookup(setting: Setting) -> None:
@@ -188,7 +196,7 @@ def prompt_lookup(setting: Setting) -> None:
         )
         for name, prompt, goal in tasks:
             with_, without = [], []
-            for _ in range(setting.rounds):
+            for _ in range(max(2, setting.rounds // 2)):
                 faster, one = greedy(guessing, prompt)
                 slower, other = greedy(plain, prompt)
                 with_.append(faster)
@@ -198,6 +206,27 @@ def prompt_lookup(setting: Setting) -> None:
 
 
 def starting(setting: Setting) -> None:
+    """From nothing to the first token, and ``localllama list`` with 50 models."""
+    ours, theirs = [], []
+    for _ in range(max(3, setting.rounds // 2)):
+        begun = time.perf_counter()
+        with engine(setting) as loaded:
+            reply(loaded, STORY, tokens=1)
+            ours.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        with server(setting, slots=1) as ask:
+            if ask:
+                ask(STORY, 1)
+                theirs.append(time.perf_counter() - begun)
+    line = f"start to first token: {statistics.median(ours):.2f} s"
+    if theirs:
+        other = statistics.median(theirs)
+        line += f", llama-server {other:.2f} s: {statistics.median(ours) / other:.2f} times as long"
+    print(f"{line} (model load {loaded.ready.load_seconds:.2f} s)", flush=True)
+    listing_models()
+
+
+def listing_models() -> None:
     """``localllama list`` with 50 models beside ``python -c pass``."""
     script = str(Path(sys.executable).with_name("localllama"))
     command = [script] if Path(script).exists() else [sys.executable, "-m", "localllama"]
@@ -215,7 +244,7 @@ def starting(setting: Setting) -> None:
         f"localllama list: {statistics.median(listing) * 1000:.0f} ms with {MODELS} models, ",
         end="",
     )
-    print(f"{ratio:.1f} x `python -c pass` (goal 8)")
+    print(f"{ratio:.1f} x `python -c pass` (goal 8: {verdict(8 - ratio)})")
 
 
 SECTIONS: dict[str, Callable[[Setting], None]] = {
@@ -228,13 +257,22 @@ SECTIONS: dict[str, Callable[[Setting], None]] = {
 
 
 def show(what: str, ours: list[float], name: str, theirs: list[float], goal: float) -> None:
-    """Print both medians and their ratio; the first round of each is for warming up."""
+    """Print both medians and the rounds' median ratio; the first round is for warming up."""
     mine = statistics.median(ours[1:] or ours)
     line = f"{what}: {mine:.1f} tokens/s"
     if theirs:
         other = statistics.median(theirs[1:] or theirs)
-        line += f", {name} {other:.1f}: ratio {mine / other:.3f} (goal {goal})"
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        ratios = sorted(ratios[1:] or ratios)
+        ratio = statistics.median(ratios)
+        line += f", {name} {other:.1f}: ratio {ratio:.3f}, {ratios[0]:.2f} to {ratios[-1]:.2f}"
+        line += f" (goal {goal}: {verdict(ratio - goal)})"
     print(line, flush=True)
+
+
+def verdict(margin: float) -> str:
+    """Say whether a goal is reached."""
+    return "reached" if margin >= 0 else f"missed by {-margin:.2g}"
 
 
 # --- our side ------------------------------------------------------------------------------------
@@ -258,13 +296,13 @@ def engine(setting: Setting, *, speculate: bool = True) -> Iterator[Engine]:
             yield loaded
 
 
-def reply(loaded: Engine, prompt: str) -> Answer:
+def reply(loaded: Engine, prompt: str, tokens: int = WRITTEN_TOKENS) -> Answer:
     """Return what became of one request."""
-    chosen = Sampling(seed=1, max_tokens=WRITTEN_TOKENS, ignore_eos=True)
+    chosen = Sampling(seed=1, max_tokens=tokens, ignore_eos=True)
     *_, done = loaded.stream(chosen, prompt=prompt)
     assert isinstance(done, Done)
-    tokens = done.usage.completion_tokens
-    return Answer(tokens, tokens / done.timings.decode_seconds)
+    written = done.usage.completion_tokens
+    return Answer(written, written / done.timings.decode_seconds)
 
 
 def greedy(loaded: Engine, prompt: str) -> tuple[float, str]:
@@ -298,8 +336,8 @@ def llama_bench(setting: Setting, read: int, written: int) -> float:
 
 
 @contextmanager
-def server(setting: Setting, slots: int) -> Iterator[Callable[[str], Answer] | None]:
-    """llama-server with so many slots: a function that asks it for a reply; None without it."""
+def server(setting: Setting, slots: int) -> Iterator[Callable[..., Answer] | None]:
+    """llama-server with so many slots: ask_server() without its address; None without it."""
     if not setting.llama_server:
         yield None
         return
@@ -312,10 +350,14 @@ def server(setting: Setting, slots: int) -> Iterator[Callable[[str], Answer] | N
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for(f"{url}/health", process)
-        yield lambda prompt: ask_server(url, prompt)
+        yield partial(ask_server, url)
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -330,12 +372,12 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit("llama-server does not start")
 
 
-def ask_server(url: str, prompt: str) -> Answer:
+def ask_server(url: str, prompt: str, tokens: int = WRITTEN_TOKENS) -> Answer:
     """Return llama-server's answer to a request like reply()'s."""
     chosen = Sampling()
     request = {
         "prompt": prompt,
-        "n_predict": WRITTEN_TOKENS,
+        "n_predict": tokens,
         "ignore_eos": True,
         "cache_prompt": False,
         "seed": 1,
