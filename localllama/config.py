@@ -42,6 +42,7 @@ class Run:
     threads: int = 0  # 0 = the physical cores
     keep_alive_seconds: float = 300.0  # a model stays loaded so long unused; negative = for ever
     history: bool = True  # keep chats on the disk
+    snapshots_bytes: int = 2_000_000_000  # of conversations' KV states on disk; 0 = none
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,14 @@ _ENVIRONMENT = {
     "LOCALLLAMA_THREADS": ("run", "threads"),
     "OLLAMA_KEEP_ALIVE": ("run", "keep_alive"),
     "LOCALLLAMA_KEEP_ALIVE": ("run", "keep_alive"),
+    "LOCALLLAMA_SNAPSHOTS": ("run", "snapshots"),
 }
 # key in the file -> field, where the file says it the way a person would
 _ALIASES = {
     "limit_rate": "limit_rate_bytes",
     "ctx": "context_length",
     "keep_alive": "keep_alive_seconds",
+    "snapshots": "snapshots_bytes",
 }
 _FLAGS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False}
 _KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -139,6 +142,7 @@ def load(file: Path, environ: Mapping[str, str] | None = None) -> Config:
 _PARSERS: Mapping[str, Callable[[str], float]] = {
     "limit_rate_bytes": parse_size,
     "keep_alive_seconds": parse_duration,
+    "snapshots_bytes": parse_size,
 }
 
 

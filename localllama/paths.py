@@ -44,6 +44,11 @@ class Paths:
         return self.data / "models" / "links"
 
     @property
+    def snapshots(self) -> Path:
+        """KV states of conversations, so that a long one need not be read again (mode 0700)."""
+        return self.cache / "snapshots"
+
+    @property
     def history_file(self) -> Path:
         """What was typed into the REPL."""
         return self.data / "history.txt"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,13 @@ import msgspec
 
 from localllama import hardware, plan
 from localllama.config import Config
-from localllama.engine import sampling
-from localllama.engine.api import LoadOptions
+from localllama.engine import sampling, snapshots
+from localllama.engine.api import LoadOptions, SnapshotOptions
 from localllama.engine.client import Engine
 from localllama.engine.protocol import Status
 from localllama.engine.registry import Label, Record, Registry
 from localllama.errors import DoesNotFit, StoreError, WorkerDied
+from localllama.files import storing
 from localllama.paths import Paths
 from localllama.store import Installed, Store
 
@@ -108,6 +110,17 @@ class Runner:
                     found.append(Running(record, status))
         return sorted(found, key=lambda running: running.record.started_at, reverse=True)
 
+    def forget(self, conversation: str) -> None:
+        """Remove what is on disk of the KV states of a conversation; workers write no more of it.
+
+        Raises StoreError.
+        """
+        for record in self.registry.records():
+            with suppress(TimeoutError):
+                self.registry.forget_conversation(record, conversation)
+        with storing(self.paths.snapshots):
+            snapshots.forget(self.paths.snapshots, conversation)
+
     def stop(self, record: Record) -> None:
         """End a worker at once, whoever uses it."""
         self.registry.stop(record, f"{record.label.name} was unloaded by localllama stop")
@@ -180,6 +193,9 @@ class Runner:
             threads=min(want.threads or self.config.run.threads, os.cpu_count() or 1),
             slots=_SLOTS,
             keep_alive_seconds=self._keep_alive(want),
+            snapshots=SnapshotOptions(
+                str(self.paths.snapshots), self.config.run.snapshots_bytes, _identity(model)
+            ),
         )
 
     def _stop_smaller(self, key: str) -> None:
@@ -218,6 +234,15 @@ class Runner:
             self.registry.stop(record, why, only_idle=True)
             for _, record in sorted(idle, key=lambda item: item[0], reverse=True)
         )
+
+
+def _identity(model: Installed) -> str:
+    """A digest of the weights; of files outside the store what changes when they are replaced."""
+    files = [
+        file.sha256 or (str(Path(file.name).absolute()), *_version(file.name))
+        for file in model.weights
+    ]
+    return hashlib.sha256(msgspec.json.encode(files)).hexdigest()
 
 
 def _version(path: str) -> tuple[int, int]:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, Unpack
 
-from localllama.engine.api import Event, Message, Prefill, Ready, Sampling, Text, Truncated
+from localllama.engine.api import (
+    Done,
+    Event,
+    Further,
+    Message,
+    Prefill,
+    Ready,
+    Sampling,
+    Text,
+    Truncated,
+)
 from localllama.errors import ContextFull, InvalidParameter
 
 # Room kept for the reply, so that a full context drops old turns before a reply and not in it.
 _REPLY_TOKENS = 512
-POLICIES = ("drop-oldest", "stop")
+POLICIES = ("drop-oldest", "stop", "shift")
 
 
 class Model(Protocol):
@@ -34,6 +44,7 @@ class Model(Protocol):
         reserve_tokens: int = 0,
         think: bool | None = None,
         continue_last: bool = False,
+        **further: Unpack[Further],
     ) -> Iterator[Event]:
         """Reply to ``messages``, or go on with the last one."""
         ...
@@ -44,8 +55,13 @@ class Session:
 
     Under the policy ``drop-oldest``, when the prompt does not leave room for a reply, the oldest
     whole turns stay out of it (never the system prompt, the newest message, or a turn with a
-    pinned one), and the stream says so with a Truncated event before the reply. Under ``stop``,
-    nothing is left out and send() raises ContextFull. Raises InvalidParameter for any other.
+    pinned one), and the stream says so with a Truncated event before the reply. ``shift`` is the
+    same, and a reply that fills the context goes on: its oldest tokens, but for those up to the
+    last message that must stay, give way with another Truncated event. Under ``stop``, nothing is
+    left out and send() raises ContextFull. Raises InvalidParameter for any other.
+
+    What the model has computed may be kept on disk if ``snapshot``, until ``conversation``, if it
+    has a name, is forgotten.
     """
 
     def __init__(
@@ -55,6 +71,8 @@ class Session:
         system: str = "",
         messages: Iterable[Message] = (),
         policy: str = "drop-oldest",
+        conversation: str = "",
+        snapshot: bool = True,
     ) -> None:
         if policy not in POLICIES:
             hint = "there are " + ", ".join(POLICIES)
@@ -62,6 +80,8 @@ class Session:
         self.engine = engine
         self.system = system
         self.policy = policy
+        self.conversation = conversation
+        self.snapshot = snapshot
         self.messages: list[Message] = list(messages)
         self._pinned: set[int] = set()
         self._left_out: set[int] = set()  # indices of messages that are no longer sent
@@ -125,8 +145,21 @@ class Session:
 
         After a message of the assistant it is the rest of that one.
         """
+        before, told = set(self._left_out), False
+        try:
+            for event, needed in self._fitting(sampling, think):
+                dropped = len(self._left_out - before)
+                if dropped and not told:
+                    yield Truncated(dropped, max(0, needed - _prompt_tokens(event)))
+                told = True
+                yield event
+        finally:
+            if not told:
+                self._left_out = before
+
+    def _fitting(self, sampling: Sampling, think: bool | None) -> Iterator[tuple[Event, int]]:
+        """Leave turns out until the prompt fits; yield events, and its tokens before that."""
         reserve = self._reply_tokens(sampling)
-        before = set(self._left_out)
         needed = 0
         while True:
             try:
@@ -136,24 +169,36 @@ class Session:
                     reserve_tokens=reserve,
                     think=think,
                     continue_last=[m.role for m in self.messages[-1:]] == ["assistant"],
+                    **self._further(),
                 )
                 for event in stream:
-                    dropped = len(self._left_out - before)
-                    if dropped and isinstance(event, Prefill):
-                        yield Truncated(dropped, max(0, needed - event.total))
-                        before = set(self._left_out)
-                    yield event
+                    yield event, needed
                 return
             except ContextFull as error:
                 prompt_tokens = error.needed_tokens - reserve
                 needed = needed or prompt_tokens
                 share = self.engine.ready.context_length / 2 / max(1, prompt_tokens)
-                if self.policy == "drop-oldest" and self._drop_turns(share):
+                if self.policy != "stop" and self._drop_turns(share):
                     continue
                 if reserve <= 1:
-                    self._left_out = before
                     raise
                 reserve = 1  # a long message with a short reply is better than none
+
+    def _further(self) -> Further:
+        further = Further(conversation=self.conversation, snapshot=self.snapshot)
+        if self.policy == "shift":
+            further |= Further(shift=True, keep_messages=self._kept())
+        return further
+
+    def _kept(self) -> int:
+        """How many of the messages sent stay when the context shifts: to the last that must."""
+        pinned = {i for turn in self._turns() if self._pinned.intersection(turn) for i in turn}
+        sent = [i for i in range(len(self.messages)) if i not in self._left_out]
+        must = (n for n, i in enumerate(sent, 1) if i in pinned or self._stays(i))
+        return bool(self.system) + max(must, default=0)
+
+    def _stays(self, index: int) -> bool:
+        return self.messages[index].role == "system"
 
     def _reply_tokens(self, sampling: Sampling) -> int:
         """How much room to make for the reply; without a policy to make it, one token will do."""
@@ -184,10 +229,18 @@ class Session:
         left = sum(size for i, size in enumerate(sizes) if i not in self._left_out)
         goal, dropped = share * left, False
         for turn in list(self._turns())[:-1]:
-            if self._left_out.isdisjoint(turn) and self._pinned.isdisjoint(turn):
-                self._left_out.update(turn)
-                left -= sum(sizes[i] for i in turn)
+            going = [i for i in turn if i not in self._left_out and not self._stays(i)]
+            if going and self._pinned.isdisjoint(turn):
+                self._left_out.update(going)
+                left -= sum(sizes[i] for i in going)
                 dropped = True
                 if left <= goal:
                     break
         return dropped
+
+
+def _prompt_tokens(event: Event) -> int:
+    """What the first event of a reply says of the prompt."""
+    if isinstance(event, Prefill):
+        return event.total
+    return event.usage.prompt_tokens if isinstance(event, Done) else 0

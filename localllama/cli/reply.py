@@ -55,10 +55,10 @@ class Shown:
         elif isinstance(event, Truncated):
             self._line("")
             plural = "s" if event.messages != 1 else ""
-            output.say(
-                f"[{event.messages} older message{plural} ({event.tokens} tokens) left out: "
-                f"the context of {self._context} tokens is full]"
-            )
+            what = f"{event.messages} older message{plural} ({event.tokens} tokens) left out"
+            if not event.messages:
+                what = f"the oldest {event.tokens} tokens give way to the rest of the reply"
+            output.say(f"[{what}: the context of {self._context} tokens is full]")
         elif isinstance(event, Text):
             self._line("")
             text = output.printable(event.text)

@@ -6,7 +6,7 @@ They are msgspec structs, because they travel over the worker's socket as msgpac
 from __future__ import annotations
 
 from struct import unpack
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -74,6 +74,17 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int = -1
 
 
+class SnapshotOptions(msgspec.Struct, frozen=True):
+    """Where KV states are kept between loads: at most ``limit_bytes`` in ``folder``, 0 = none.
+
+    ``model`` is a digest of the model's files.
+    """
+
+    folder: str = ""
+    limit_bytes: int = 0
+    model: str = ""
+
+
 class LoadOptions(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     """What a worker loads and how.
 
@@ -100,6 +111,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     flash_attention: bool | None = None  # None = llama.cpp decides
     speculate: bool = True  # guess tokens by looking them up in the context
     keep_alive_seconds: float = 0.0  # without a client; negative = for ever
+    snapshots: SnapshotOptions = SnapshotOptions()
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -170,8 +182,8 @@ class Text(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
 
 
 class Truncated(msgspec.Struct, frozen=True, tag="truncated"):
-    """What did not fit into the context: ``messages`` old messages, or a part of the prompt's text
-    (``messages`` 0), ``tokens`` tokens in all."""
+    """What did not fit into the context: ``messages`` old messages, or (``messages`` 0) a part of
+    the prompt's text, or old tokens in the middle of a reply; ``tokens`` tokens in all."""
 
     messages: int
     tokens: int
@@ -247,6 +259,11 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     With less than ``reserve_tokens`` of the context left for the reply, the request fails with
     ``context_full``; with ``truncate``, what follows the first ``keep_tokens`` (and BOS) is left
     out instead, and Truncated says how much.
+
+    When the reply fills the context, it is over, unless ``shift``: then half of the oldest tokens
+    go, with a Truncated event, but not the first ``keep_tokens`` nor those of the first
+    ``keep_messages``. The KV state may be written to disk if ``snapshot``, as part of
+    ``conversation``, under which it can be forgotten.
     """
 
     sampling: Sampling
@@ -263,6 +280,19 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     return_tokens: bool = False
     truncate: bool = False
     keep_tokens: int = 0
+    keep_messages: int = 0
+    shift: bool = False
+    conversation: str = ""
+    snapshot: bool = True
+
+
+class Further(TypedDict, total=False):
+    """The fields of Generate that a conversation sets."""
+
+    keep_messages: int
+    shift: bool
+    conversation: str
+    snapshot: bool
 
 
 class Embed(msgspec.Struct, frozen=True, tag="embed"):

@@ -5,6 +5,8 @@ Stays true whatever happens to a decode. Sequences may share the cells of a comm
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from itertools import count
@@ -23,6 +25,11 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
     live: bool = False
     used_at: int = 0  # on a clock that ticks with every release
+    conversation: str = ""  # whose the tokens are, and whether they may go to disk
+    keeps: bool = False
+    saved: int = 0  # so many of the tokens are on disk
+    shortest: int = 0  # of what lies before, not all is there: only more than that can be kept
+    exact: int = sys.maxsize  # only so many are what reading them again would give
 
 
 class Cache:
@@ -39,6 +46,7 @@ class Cache:
         # How many cells at their beginning two sequences have in common, by their ids.
         self._common: dict[frozenset[int], int] = {}
         self._clock = count(1)
+        self.on_loss: Callable[[Sequence], object] = lambda _: None  # an idle one's tokens go now
         self.used_cells = 0
 
     @property
@@ -66,22 +74,24 @@ class Cache:
         else:  # what else the source holds may be asked for again
             target = next(sequence for sequence in idle if sequence is not source)
         if target is source:
-            self.cut(target, length)
+            self._lose(target, length)
         else:
-            self.cut(target, 0)
+            self._lose(target, 0)
             self._share(source, target, length)
         target.live = True
         return target
 
     def release(self, sequence: Sequence) -> None:
         """The reply is over; keep the tokens until their cells are needed."""
+        if sequence.exact < len(sequence.tokens):
+            self.cut(sequence, sequence.exact)
         sequence.live = False
         sequence.used_at = next(self._clock)
 
     def clear(self) -> None:
         """Forget everything; no sequence may be live."""
         for sequence in self.sequences:
-            self.cut(sequence, 0)
+            self._lose(sequence, 0)
         self._context.clear()
 
     def make_room(self, cells: int) -> bool:
@@ -90,8 +100,18 @@ class Cache:
         for sequence in idle:
             if self.free_cells >= cells:
                 break
-            self.cut(sequence, 0)
+            self._lose(sequence, 0)
         return self.free_cells >= cells
+
+    def vacate(self, cells: int) -> Sequence | None:
+        """Return an empty sequence and make that many cells free; None when that cannot be."""
+        idle = [sequence for sequence in self.sequences if not sequence.live]
+        if not idle or not self.make_room(cells):
+            return None
+        target = min(idle, key=lambda s: (bool(s.tokens), s.used_at))
+        self._lose(target, 0)
+        target.used_at = next(self._clock)
+        return target
 
     def extend(self, sequence: Sequence, tokens: Tokens[int]) -> None:
         """``tokens`` have been evaluated after the others of the sequence."""
@@ -100,17 +120,50 @@ class Cache:
 
     def cut(self, sequence: Sequence, length: int) -> None:
         """Keep ``length`` tokens of a sequence at most, none if it cannot be cut there."""
-        if not self._context.cut(sequence.id, length):
+        if length < sequence.shortest or not self._context.cut(sequence.id, length):
             self._context.cut(sequence.id, length := 0)
+            sequence.shortest = 0
         del sequence.tokens[length:]
+        sequence.saved = min(sequence.saved, length)
+        if length <= sequence.exact:
+            sequence.exact = sys.maxsize
         for pair, common in self._common.items():
             if sequence.id in pair:
                 self._common[pair] = min(common, length)
         self.used_cells = self._count(self.sequences)
 
+    def shift(self, sequence: Sequence, keep: int, count: int) -> None:
+        """Take ``count`` tokens behind the first ``keep`` out of a live sequence.
+
+        Those behind have seen what goes, so nobody else may begin with them. Where another reply
+        shares them, they go too, to be evaluated again.
+        """
+        kept = sequence.tokens[:keep] + sequence.tokens[keep + count :]
+        for other in self.sequences:
+            if other is not sequence and self._common_cells(sequence, other) > keep:
+                if other.live:
+                    self.cut(sequence, keep)
+                    return
+                self._lose(other, keep)
+        self._context.shift(sequence.id, keep, count)
+        sequence.tokens = kept
+        sequence.exact = min(sequence.exact, keep)
+        sequence.saved = min(sequence.saved, keep)
+        self.used_cells = self._count(self.sequences)
+
+    def usable(self, prompt: Tokens[int]) -> int:
+        """How many tokens of ``prompt`` some sequence holds."""
+        return max(self._usable(sequence, prompt) for sequence in self.sequences)
+
+    def _lose(self, sequence: Sequence, length: int) -> None:
+        if length < len(sequence.tokens):
+            self.on_loss(sequence)
+        self.cut(sequence, length)
+
     def _share(self, source: Sequence, target: Sequence, length: int) -> None:
         self._context.share(source.id, target.id, length)
         target.tokens = source.tokens[:length]
+        target.shortest = source.shortest
         for other in self.sequences:
             if other is not source and other is not target:
                 pair = frozenset((target.id, other.id))
@@ -130,7 +183,9 @@ class Cache:
 
     def _usable(self, sequence: Sequence, prompt: Tokens[int]) -> int:
         """How many tokens of ``prompt`` need not be evaluated for having this sequence."""
-        length = min(common_prefix(sequence.tokens, prompt), len(prompt) - 1)
+        length = min(common_prefix(sequence.tokens, prompt), len(prompt) - 1, sequence.exact)
+        if length < sequence.shortest:
+            return 0
         return length if self._divisible or length == len(sequence.tokens) else 0
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from itertools import count
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar, Unpack
 
 import psutil
 
@@ -27,6 +27,7 @@ from localllama.engine.api import (
     Embed,
     Event,
     Failed,
+    Further,
     Generate,
     Loading,
     LoadOptions,
@@ -186,6 +187,7 @@ class Engine:
         reserve_tokens: int = 0,
         think: bool | None = None,
         continue_last: bool = False,
+        **further: Unpack[Further],
     ) -> Stream[Event]:
         """Reply to ``messages`` or continue ``prompt``; see generate()."""
         return self.generate(
@@ -196,6 +198,7 @@ class Engine:
                 reserve_tokens,
                 think,
                 continue_last=continue_last,
+                **further,
             )
         )
 

@@ -20,6 +20,7 @@ from localllama.engine.protocol import (
     WORKER,
     Answered,
     Asked,
+    Forget,
     Inquire,
     KeepAlive,
     Status,
@@ -133,6 +134,9 @@ class Connection:
         elif isinstance(request, Stop):
             if not self._worker.stop(request):
                 self.tell(self._worker.status())
+        elif isinstance(request, Forget):
+            self._worker.forget(request.conversation)
+            self.tell(self._worker.status())
         elif isinstance(request, Inquire):
             self.tell(self._worker.status())
         else:

@@ -20,6 +20,7 @@ from localllama.engine.api import (
     Usage,
     Vector,
 )
+from localllama.engine.archive import Found
 from localllama.engine.cache import Sequence
 from localllama.engine.speculation import Drafter
 from localllama.native.sampler import Sampler
@@ -62,6 +63,8 @@ class Job:
         self.sampler = sampler
         self.drafter = drafter
         self.sequence = Sequence(_NOWHERE)
+        self.found: Found | None = None  # on disk
+        self.keep_tokens = 0  # at the beginning, when others make room for the reply
         self.read_at = 0.0  # when it was last its turn to read some of its prompt
         self.guess: list[int] = []  # of the tokens that come next
         self.streak = 0  # right guesses in a row
@@ -102,6 +105,9 @@ class Job:
     def start(self, sequence: Sequence) -> None:
         """Go on with a sequence that holds a beginning of the tokens."""
         self.sequence = sequence
+        sequence.conversation = self.request.conversation
+        sequence.keeps = self.request.snapshot
+        self.found = None
         if not self._started_at:
             self._started_at = perf_counter()
             self.cached_tokens = self.evaluated

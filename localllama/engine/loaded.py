@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import psutil
 
-from localllama.engine.api import LoadOptions, Ready
+from localllama.engine.api import Generate, LoadOptions, Ready
 from localllama.engine.embedding import Embedder
 from localllama.engine.prompter import Prompter
 from localllama.engine.speculation import LONGEST_DRAFT
@@ -47,6 +47,7 @@ class LoadedModel:
         _require_possible(options.context_length, model.trained_context_length)
         self.vocab = model.vocab
         self.divisible = not model.recurrent
+        self.windowed = model.windowed
         self.speculates = options.speculate and self.divisible
         self.sequences = options.slots + (_IDLE_SEQUENCES if self.divisible else 0)
         self.prompter = Prompter(model.vocab, model.chat_template, options)
@@ -61,6 +62,7 @@ class LoadedModel:
             flash_attention=options.flash_attention,
         )
         self.context_length = options.context_length  # llama.cpp rounds its own up
+        self.rotates_further = 0 < model.original_context_length < self.context.length
         self.replies = self.context.remembers
         trained = model.trained_context_length
         self.embedder = Embedder(
@@ -76,6 +78,18 @@ class LoadedModel:
             load_seconds=perf_counter() - begun,
             system_info=library.system_info,
         )
+
+    def kept_tokens(self, request: Generate, tokens: Sequence[int]) -> int:
+        """How many ``tokens`` of a request stay when the context shifts.
+
+        Raises InvalidParameter where it cannot.
+        """
+        if not self.context.can_shift or not self.divisible:
+            raise InvalidParameter(
+                "the memory of this model cannot shift its context",
+                "use the context policy drop-oldest or stop, or a longer context (--ctx)",
+            )
+        return self.prompter.kept_tokens(request, tokens)
 
 
 def _require_possible(context_length: int, trained_context_length: int) -> None:

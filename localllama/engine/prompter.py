@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import msgspec
+
 from localllama.engine import prompt, templates
 from localllama.engine.api import Generate, LoadOptions
 from localllama.engine.cache import common_prefix
@@ -68,6 +70,23 @@ class Prompter:
             needed_tokens=len(tokens) + reserve,
             available_tokens=available,
         )
+
+    def kept_tokens(self, request: Generate, tokens: Sequence[int]) -> int:
+        """How many ``tokens`` of a request stay when the context shifts."""
+        has_bos = tokens[0] == self._vocab.bos
+        return max(request.keep_tokens + has_bos, self._tokens_of_messages(request, tokens))
+
+    def _tokens_of_messages(self, request: Generate, tokens: Sequence[int]) -> int:
+        count = request.keep_messages
+        if not count or count >= len(request.messages):
+            return len(tokens) if count else 0
+        # What stays the same when the next message begins with another letter.
+        after = request.messages[count]
+        letter = "b" if after.content.lstrip().startswith("a") else "a"
+        changed = msgspec.structs.replace(after, content=letter)
+        messages = (*request.messages[:count], changed)
+        other = msgspec.structs.replace(request, messages=messages, continue_last=False)
+        return common_prefix(tokens, self._all_tokens(other))
 
     def tokens(self, given: str | Generate) -> list[int]:
         """Return the tokens of a text, without BOS, or those that a request begins with.

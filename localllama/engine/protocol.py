@@ -27,6 +27,12 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     only_idle: bool = False
 
 
+class Forget(msgspec.Struct, frozen=True, tag="forget"):
+    """Write nothing of ``conversation`` to disk from now on; answered with Status."""
+
+    conversation: str
+
+
 class Inquire(msgspec.Struct, frozen=True, tag="inquire"):
     """Answer with Status; the sender does not count as a client."""
 
@@ -45,7 +51,7 @@ class Asked(msgspec.Struct, frozen=True):
     """From a client to the worker."""
 
     id: int
-    request: Task | Cancel | KeepAlive | Stop | Inquire
+    request: Task | Cancel | KeepAlive | Stop | Forget | Inquire
 
 
 class Answered(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from localllama.engine import wire
-from localllama.engine.protocol import WORKER, Answered, Asked, Inquire, Status, Stop
+from localllama.engine.protocol import WORKER, Answered, Asked, Forget, Inquire, Status, Stop
 from localllama.errors import EngineError
 from localllama.files import write_atomic
 
@@ -121,6 +121,10 @@ class Registry:
         """Ask a worker what it is doing; None when it is gone; raises TimeoutError if it hangs."""
         return self._ask(record, Inquire())
 
+    def forget_conversation(self, record: Record, conversation: str) -> None:
+        """Have a worker write nothing more of a conversation to disk; raises TimeoutError."""
+        self._ask(record, Forget(conversation))
+
     def stop(self, record: Record, why: str, *, only_idle: bool = False) -> bool:
         """End a worker and wait until it is gone; False when it was busy and should not be ended.
 
@@ -136,7 +140,7 @@ class Registry:
             self.forget(record.id)
         return ended
 
-    def _ask(self, record: Record, request: Inquire | Stop) -> Status | None:
+    def _ask(self, record: Record, request: Inquire | Forget | Stop) -> Status | None:
         """Return the answer, None when the worker is gone; raises TimeoutError when it hangs."""
         sock = self.connect(record)
         if sock is None:

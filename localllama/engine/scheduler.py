@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
 
-from localllama.engine import chain, sampling
+from localllama.engine import archive, chain, sampling
 from localllama.engine.api import (
     Detokenize,
     Detokenized,
@@ -31,12 +32,14 @@ from localllama.engine.job import Job, Output, Piece, Ticket
 from localllama.engine.loaded import LoadedModel
 from localllama.engine.pace import Pace
 from localllama.engine.protocol import failed
+from localllama.engine.snapshots import Snapshots
 from localllama.engine.speculation import LONGEST_DRAFT, Drafter, PromptLookup, Speculation
 from localllama.errors import EngineError, InvalidParameter, LocalLlamaError
 from localllama.native.outputs import log_probabilities, most_probable
 
 __all__ = ["Output", "Scheduler", "Ticket"]
 
+_IDLE_SECONDS = 30.0  # without a request, before conversations are saved: a chat often goes on
 _REPORTED = 64  # tokens: a prompt that is read in small pieces is not worth a message for each
 
 
@@ -88,14 +91,27 @@ class Scheduler:
             self._model.sequences,
             divisible=self._model.divisible,
         )
+        kept = options.snapshots
+        key = archive.key(options, self._model.rotates_further)
+        log = sys.stderr.write
+        self._archive = archive.Archive(
+            self._context,
+            self._cache,
+            Snapshots(Path(kept.folder), kept.limit_bytes, key, log),
+            log,
+            whole=self._model.windowed or not self._model.divisible,
+        )
         self._pace = Pace()
         self._speculation = Speculation()
         self._load_seconds = self.ready.load_seconds  # counts for the request that waited for it
         self._submitted: SimpleQueue[tuple[Ticket, float]] = SimpleQueue()
-        self._prepared: SimpleQueue[Job | Embedding] = SimpleQueue()
+        self._prepared: SimpleQueue[Job | Embedding | None] = (
+            SimpleQueue()
+        )  # None = look at _closing
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []  # the eldest first
         self._crowded = False  # a reply had to give way: nobody is let in before one ends
+        self._closing, self._closed = False, threading.Event()
 
     def submit(self, ticket: Ticket) -> None:
         """Queue a request; thread-safe."""
@@ -105,10 +121,20 @@ class Scheduler:
         """End a request with Done("cancelled") within one step; thread-safe."""
         ticket.cancelled = True
 
+    def forget(self, conversation: str) -> None:
+        """Write nothing of a conversation to disk from now on; thread-safe."""
+        self._archive.forget(conversation)
+
+    def close(self, patience_seconds: float) -> None:
+        """Stop decoding, and return when conversations are saved or the time is up; thread-safe."""
+        self._closing = True
+        self._prepared.put(None)
+        self._closed.wait(patience_seconds)
+
     def run(self) -> None:
-        """Serve for ever; called once, by the decode thread."""
+        """Serve until close(); called once, by the decode thread."""
         threading.Thread(target=self._prepare_all, daemon=True).start()
-        while True:
+        while not self._closing:
             self._receive()
             self._drop_cancelled()
             self._admit()
@@ -116,6 +142,8 @@ class Scheduler:
             if self._running:
                 self._step()
             self._embed(perf_counter() - begun if self._running else 0.0)
+        self._archive.close(self._cache.sequences)
+        self._closed.set()
 
     # Before a request reaches the decode thread: templates and grammars are work for Python.
 
@@ -143,9 +171,13 @@ class Scheduler:
             raise InvalidParameter("this model makes embeddings, it cannot reply")
         wanted = request.sampling
         sampling.validate(wanted)
-        known = [sequence.tokens[:] for sequence in self._cache.sequences]
+        held = [sequence.tokens[:] for sequence in self._cache.sequences]
+        snapshots = self._archive.all()
+        known = (*held, *(snapshot.tokens for snapshot in snapshots))
         prompt = self._model.prompter.prompt(request, known)
-        sampler = chain.sampler(self._context, wanted, prompt.tokens)
+        tokens = prompt.tokens
+        keep_tokens = self._model.kept_tokens(request, tokens) if request.shift else 0
+        sampler = chain.sampler(self._context, wanted, tokens)
         # How long a draft is depends on measured speed, and so would the rounding that a seed is
         # there to repeat.
         speculates = self._model.speculates and wanted.seed is None
@@ -154,6 +186,9 @@ class Scheduler:
         if prompt.left_out:
             ticket.put(ticket, Truncated(0, prompt.left_out))
         job.load_seconds, self._load_seconds = self._load_seconds, 0.0
+        job.keep_tokens = keep_tokens
+        if not job.begins_repeatably:
+            job.found = self._archive.find(tokens, snapshots, self._cache.usable(tokens))
         return job
 
     # Who runs
@@ -161,15 +196,25 @@ class Scheduler:
     def _receive(self) -> None:
         """Take in new requests; wait for one when there is nothing to do."""
         if not self._running and not self._waiting and not self._embedder.busy:
-            with suppress(Empty):
-                self._sort(self._prepared.get(timeout=self._embedder.seconds_left))
+            self._wait()
         while not self._prepared.empty():
             self._sort(self._prepared.get())
 
-    def _sort(self, job: Job | Embedding) -> None:
+    def _wait(self) -> None:
+        """Wait for a request; with nothing to do for a while, save a conversation."""
+        due = next((s for s in self._cache.sequences if self._archive.due(s)), None)
+        limits = (self._embedder.seconds_left, _IDLE_SECONDS if due else None)
+        timeout = min((limit for limit in limits if limit is not None), default=None)
+        try:
+            self._sort(self._prepared.get(timeout=timeout))
+        except Empty:
+            if due:
+                self._archive.save(due)
+
+    def _sort(self, job: Job | Embedding | None) -> None:
         if isinstance(job, Embedding):
             self._embedder.add(job)
-        else:
+        elif job is not None:
             self._waiting.append(job)
 
     def _embed(self, beside_seconds: float) -> None:
@@ -190,6 +235,8 @@ class Scheduler:
                 return
             if job.begins_repeatably and not self._running:
                 self._cache.clear()
+            if job.found:
+                self._archive.restore(job.found, job.tokens)
             job.start(self._cache.claim(job.tokens))
             self._running.append(self._waiting.popleft())
             if not job.completion_tokens:
@@ -232,6 +279,9 @@ class Scheduler:
 
     def _speaking(self) -> list[_Part]:
         """The replies that get a token, with room for it."""
+        for job in self._running:
+            if len(job.tokens) > self._model.context_length:
+                self._shift(job)
         while not self._cache.make_room(len(self._running)):
             self._give_way()
         return [
@@ -239,6 +289,14 @@ class Scheduler:
             for job in self._running
             if job.remaining == 1
         ]
+
+    def _shift(self, job: Job) -> None:
+        """Make room for a reply that has filled the context, and say so."""
+        begin, count = job.keep_tokens, (job.evaluated - job.keep_tokens) // 2
+        self._cache.shift(job.sequence, begin, count)
+        del job.tokens[begin : begin + count]
+        job.drafter, job.guess = self._new_drafter() if job.drafter else None, []
+        job.ticket.put(job.ticket, Truncated(0, count))
 
     def _reading(self, speaking: int) -> list[_Part]:
         """Pieces of the prompts that are being read; who waited longest comes first."""
@@ -281,9 +339,8 @@ class Scheduler:
             tokens = part.tokens + part.draft
             job = part.job
             part.output = self._context.add(job.sequence.id, job.evaluated, tokens, outputs)
-        stop = (lambda: any(part.job.ticket.cancelled for part in parts)) if abortable else None
         try:
-            if self._context.decode(stop):
+            if self._context.decode((lambda: self._unwanted(parts)) if abortable else None):
                 return True
         except EngineError as error:
             for part in parts:
@@ -292,6 +349,9 @@ class Scheduler:
             for part in parts:
                 self._cache.cut(part.job.sequence, part.job.evaluated)
         return False
+
+    def _unwanted(self, parts: list[_Part]) -> bool:
+        return self._closing or any(part.job.ticket.cancelled for part in parts)
 
     def _conclude(self, part: _Part) -> None:
         """Count what was evaluated, and let the reply go on if it can."""
@@ -339,7 +399,12 @@ class Scheduler:
         job.ticket.put(job.ticket, self._piece(job, token, output))
         if not job.tokens_left:
             return "length"
-        return "context" if len(job.tokens) > self._model.context_length else ""
+        full = len(job.tokens) > self._model.context_length
+        return "context" if full and not self._shifts(job) else ""
+
+    def _shifts(self, job: Job) -> bool:
+        """Whether the oldest half of what need not be kept gives way."""
+        return job.request.shift and self._model.context_length - job.keep_tokens >= 2
 
     def _piece(self, job: Job, token: int, output: int) -> Piece:
         """What a token adds to the reply, with its log probability if that is asked for."""
@@ -367,6 +432,8 @@ class Scheduler:
 
     def _learn(self, speaking: list[_Part], reading: list[_Part], seconds: float) -> None:
         drafted = sum(len(part.draft) for part in speaking)
+        if not speaking:
+            self._archive.record_read(sum(len(part.tokens) for part in reading), seconds)
         if speaking and not drafted:
             self._pace.record(len(speaking), sum(len(part.tokens) for part in reading), seconds)
         if len(speaking) == 1 and not reading:

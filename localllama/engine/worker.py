@@ -25,6 +25,8 @@ from localllama.engine.protocol import Start, Status, Stop, failed
 from localllama.engine.scheduler import Scheduler
 from localllama.errors import LocalLlamaError, WorkerDied
 
+_SAVE_SECONDS = 8.0  # whoever waits for the end of this process does so for 10
+
 
 class Worker:
     """Who the clients of this process are, and when it ends."""
@@ -52,6 +54,7 @@ class Worker:
             return
         self._announce(self.scheduler.ready)
         self.scheduler.run()
+        self._ending.acquire()  # end() never gives it back
 
     def _accept_all(self) -> None:
         while True:
@@ -109,6 +112,11 @@ class Worker:
         self.end(Failed(WorkerDied.code, request.why))
         return True
 
+    def forget(self, conversation: str) -> None:
+        """Keep nothing of a conversation beyond this process."""
+        if self.scheduler is not None:
+            self.scheduler.forget(conversation)
+
     def status(self) -> Status:
         """What this process is doing."""
         with self._changed:
@@ -139,10 +147,12 @@ class Worker:
         self.end(Failed(WorkerDied.code, "the model was unloaded: nobody used it any more"))
 
     def end(self, farewell: Failed) -> None:
-        """Tell the clients why, take everything away and end the process."""
+        """Take everything away, save conversations, tell the clients why and end the process."""
         self._ending.acquire()
         for file in self._start.files:
             Path(file).unlink(missing_ok=True)
+        if self.scheduler is not None:
+            self.scheduler.close(_SAVE_SECONDS)
         with self._changed:
             connections = list(self._connections)
         for connection in connections:

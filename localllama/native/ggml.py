@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
+import llama_cpp
 from llama_cpp import llama_cpp as c
 
 from localllama.errors import EngineError, InvalidConfig
@@ -103,6 +104,12 @@ def cpu_features() -> list[str]:
     line: bytes = c.llama_print_system_info()
     pairs = (part.rpartition(":")[2].partition("=") for part in line.decode().split("|"))
     return [name.strip() for name, _, value in pairs if value.strip() == "1"]
+
+
+def build() -> str:
+    """Return which llama.cpp this is: what one writes, another may not read."""
+    commit = _text(_function("ggml_commit", ctypes.c_char_p)())
+    return f"llama-cpp-python {llama_cpp.__version__}, ggml {commit}"
 
 
 def add_rpc_servers(endpoints: Iterable[str]) -> None:

@@ -6,7 +6,6 @@ Knows tokens and memory; knows no chat, no sockets, no request.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -137,10 +136,23 @@ class Model:
         said = self._metadata(key)
         return int(said) if said.isdecimal() else None
 
+    @property
+    def windowed(self) -> bool:
+        """Whether some layers look at the latest tokens only, so that a state holds no others."""
+        return bool(c.llama_model_n_swa(self._pointer) > 0)
+
+    @property
+    def original_context_length(self) -> int:
+        """Tokens up to which LongRoPE encodes positions in one way, not in another; 0 = no such."""
+        architecture = self._metadata("general.architecture")
+        found = self._metadata(f"{architecture}.rope.scaling.original_context_length")
+        return int(found) if found.isdecimal() else 0
+
     def _metadata(self, key: str) -> str:
-        value = ctypes.create_string_buffer(64)
-        length = c.llama_model_meta_val_str(self._pointer, key.encode(), value, len(value))
-        return value.value.decode("utf-8", "replace") if length >= 0 else ""
+        """A value of the header, '' if there is none."""
+        buffer = ctypes.create_string_buffer(128)
+        length = c.llama_model_meta_val_str(self._pointer, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
 
     def context(
         self,
@@ -366,31 +378,46 @@ class Context:
         """Let ``target``, which is empty, begin with the first ``length`` cells of ``source``."""
         c.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
-    def save(self, sequence: int, path: Path, tokens: Sequence[int]) -> None:
-        """Write the state of a sequence, which holds ``tokens``, into a file.
+    @property
+    def can_shift(self) -> bool:
+        """Whether a part in the middle of a sequence can be taken out."""
+        able: bool = c.llama_memory_can_shift(self._memory)
+        return able
 
-        Raises StoreError when it cannot be written.
+    def shift(self, sequence: int, begin: int, count: int) -> None:
+        """Take ``count`` tokens from position ``begin`` on out and move the later ones down.
+
+        These keep what they know of those taken out. Cells that other sequences share would move
+        for them too, so none from ``begin`` on may be shared. Needs can_shift.
         """
-        array = (c.llama_token * len(tokens))(*tokens)
-        name = os.fsencode(path)
-        if not c.llama_state_seq_save_file(self._pointer, name, sequence, array, len(tokens)):
-            raise StoreError(f"cannot write {path}")
+        c.llama_memory_seq_rm(self._memory, sequence, begin, begin + count)
+        c.llama_memory_seq_add(self._memory, sequence, begin + count, -1, -count)
 
-    def load(self, sequence: int, path: Path) -> list[int]:
-        """Fill an empty sequence from a file of save(); return its tokens, [] if it does not fit.
+    def state_bytes(self, sequence: int) -> int:
+        """How long state() is."""
+        size: int = c.llama_state_seq_get_size(self._pointer, sequence)
+        return size
 
-        The file must come from the same model, build and context parameters: what llama.cpp checks
-        is less than that.
+    def state(self, sequence: int) -> memoryview:
+        """Return a copy of what the cells of a sequence hold; raises EngineError."""
+        size = self.state_bytes(sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        if c.llama_state_seq_get_data(self._pointer, buffer, size, sequence) != size:
+            raise EngineError("llama.cpp could not copy the state of a conversation")
+        return memoryview(buffer)
+
+    def restore(self, sequence: int, state: memoryview) -> bool:
+        """Fill an empty sequence with a state(); False when that does not fit into this context.
+
+        The state must come from the same model, build and context parameters: what llama.cpp checks
+        is less than that, and it ends the process over damaged ones.
         """
-        count = ctypes.c_size_t()
-        tokens = (c.llama_token * self.length)()
-        name = os.fsencode(path)
-        if c.llama_state_seq_load_file(
-            self._pointer, name, sequence, tokens, self.length, ctypes.byref(count)
-        ):
-            return tokens[: count.value]
+        size = len(state)
+        buffer = (ctypes.c_uint8 * size).from_buffer(state)
+        if c.llama_state_seq_set_data(self._pointer, buffer, size, sequence) == size:
+            return True
         self.cut(sequence, 0)
-        return []
+        return False
 
     def close(self) -> None:
         """Free the memory."""
