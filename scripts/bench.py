@@ -30,7 +30,7 @@ from pathlib import Path
 
 from localllama import paths
 from localllama.cli import bench
-from localllama.engine.api import Done, LoadOptions, Message, Sampling, Text
+from localllama.engine.api import Done, LoadOptions, Message, Sampling, SnapshotOptions, Text
 from localllama.engine.client import Engine
 from localllama.engine.registry import Label, Registry
 from localllama.store import Installed, Store
@@ -39,6 +39,7 @@ STORY = "Write a long story about a lighthouse keeper who finds a message in a b
 READ_TOKENS, WRITTEN_TOKENS = 512, 128
 LONG_PROMPT_TOKENS = 2000
 CONVERSATIONS = 4
+CHAT_DAYS = 140  # 2,000 tokens
 CONTEXT = 8192
 STARTS = 20
 MODELS = 50
@@ -205,6 +206,59 @@ def prompt_lookup(setting: Setting) -> None:
             print(f"lookup, {name}: {'the same text' if one == other else 'ANOTHER TEXT'}")
 
 
+def reopening(setting: Setting) -> None:
+    """A long chat goes on after its worker has ended: first token with and without its snapshot."""
+    words = " ".join(f"On day {i} the keeper wrote {i * 7} words." for i in range(CHAT_DAYS))
+    question = Message("user", f"{words} What did the keeper do?")
+    started: dict[bool, list[float]] = {True: [], False: []}
+    loaded_: dict[bool, list[float]] = {True: [], False: []}
+    texts: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        kept = SnapshotOptions(folder, 10**9, "bench")
+        with engine(setting, snapshots=kept) as loaded:
+            said = first_token(loaded, [question]).text
+        chat = [question, Message("assistant", said), Message("user", "And then?")]
+        for _ in range(max(1, setting.rounds // 2)):
+            for cached in (True, False):
+                begun = time.perf_counter()
+                with engine(setting, snapshots=kept if cached else SnapshotOptions()) as loaded:
+                    load_seconds = time.perf_counter() - begun
+                    # The state of the last turn must not become the next round's.
+                    answer = first_token(loaded, chat, snapshot=False)
+                    started[cached].append(load_seconds + answer.seconds)
+                    loaded_[cached].append(answer.seconds)
+                    texts.add(answer.text)
+    tokens = answer.prompt_tokens
+    for what, found, goal in (("", loaded_, 50), (", worker start included", started, 10)):
+        quick, slow = (statistics.median(found[cached]) for cached in (True, False))
+        print(
+            f"reopen {tokens} tokens{what}: {quick:.3f} s instead of {slow:.3f}: "
+            f"{slow / quick:.1f} times sooner (goal {goal})"
+        )
+    print(f"reopen: {'the same text' if len(texts) == 1 else 'ANOTHER TEXT'}")
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a greedy reply began."""
+
+    text: str
+    seconds: float  # to its first token
+    prompt_tokens: int
+
+
+def first_token(loaded: Engine, messages: list[Message], *, snapshot: bool = True) -> Opening:
+    """Return when a greedy reply began, and its text."""
+    begun, seconds, text = time.perf_counter(), 0.0, ""
+    chosen = Sampling(temperature=0, max_tokens=32)
+    for event in loaded.stream(chosen, messages=messages, snapshot=snapshot):
+        if isinstance(event, Text):
+            seconds = seconds or time.perf_counter() - begun
+            text += event.text
+    assert isinstance(event, Done)
+    return Opening(text, seconds, event.usage.prompt_tokens)
+
+
 def starting(setting: Setting) -> None:
     """From nothing to the first token, and ``localllama list`` with 50 models."""
     ours, theirs = [], []
@@ -253,6 +307,7 @@ SECTIONS: dict[str, Callable[[Setting], None]] = {
     "long": long_prompt,
     "lookup": prompt_lookup,
     "start": starting,
+    "reopen": reopening,
 }
 
 
@@ -279,7 +334,9 @@ def verdict(margin: float) -> str:
 
 
 @contextmanager
-def engine(setting: Setting, *, speculate: bool = True) -> Iterator[Engine]:
+def engine(
+    setting: Setting, *, speculate: bool = True, snapshots: SnapshotOptions | None = None
+) -> Iterator[Engine]:
     """A worker of our own."""
     options = LoadOptions(
         paths=(setting.model,),
@@ -287,6 +344,7 @@ def engine(setting: Setting, *, speculate: bool = True) -> Iterator[Engine]:
         threads=setting.threads,
         slots=CONVERSATIONS,
         speculate=speculate,
+        snapshots=snapshots or SnapshotOptions(),
     )
     with tempfile.TemporaryDirectory() as folder:
         registry = Registry(Path(folder), Path(folder, "logs"))

@@ -9,12 +9,23 @@ from queue import SimpleQueue
 
 import pytest
 
-from localllama.engine.api import Done, Failed, Generate, LoadOptions, Message, Prefill, Sampling
+from localllama.engine.api import (
+    Done,
+    Failed,
+    Generate,
+    LoadOptions,
+    Message,
+    Prefill,
+    Sampling,
+    SnapshotOptions,
+    Truncated,
+)
 from localllama.engine.cache import Cache, common_prefix
 from localllama.engine.pace import Pace
 from localllama.engine.scheduler import Output, Scheduler, Ticket
 from localllama.engine.speculation import LONGEST_DRAFT, PromptLookup, Speculation
 from localllama.native.llama import Context, Library, Model
+from tests.support.engines import wait_until
 
 COUNTING = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,"
 LETTERS = "A, B, C, D, E, F, G, H, I, J,"
@@ -250,6 +261,20 @@ def test_one_conversation_may_fill_the_pool(crowded: Desk) -> None:
     assert done.usage.prompt_tokens + done.usage.completion_tokens == 129
 
 
+def test_a_conversation_that_had_to_go_comes_back_from_disk(smollm2: Path, tmp_path: Path) -> None:
+    options = SnapshotOptions(str(tmp_path), 100_000_000, "smollm2")
+    desk = Desk(smollm2, slots=1, context_length=512, snapshots=options)
+    long = " ".join(f"{i}," for i in range(1, 90))
+    first = desk.ask(long, greedy(4))
+    usage = first.done().usage
+    assert usage.prompt_tokens > 256
+    desk.ask(long.replace("1,", "2,"), greedy(1)).done()
+    wait_until(lambda: bool(list(tmp_path.glob("*.kv"))))
+    back = desk.ask(long, greedy(4))
+    assert back.done().usage.cached_tokens == usage.prompt_tokens - 1
+    assert back.text == first.text
+
+
 # --- speculation ---------------------------------------------------------------------------------
 
 
@@ -385,14 +410,89 @@ def test_what_cannot_be_divided_is_continued_or_forgotten(context: Context) -> N
     assert evaluate(context, cache, [1, 2, 3, 4]) == 1
 
 
-def test_a_saved_sequence_goes_on_elsewhere(context: Context, model: Model, tmp_path: Path) -> None:
+def test_a_copied_sequence_goes_on_elsewhere(context: Context, model: Model) -> None:
     tokens = model.vocab.tokenize(COUNTING)
     cache = Cache(context, 256, 3, divisible=True)
     evaluate(context, cache, tokens)
-    context.save(0, tmp_path / "state", tokens)
-    assert context.load(2, tmp_path / "state") == tokens
-    (tmp_path / "state").write_bytes(b"something else")
-    assert context.load(1, tmp_path / "state") == []
+    state = context.state(0)
+    assert len(state) == context.state_bytes(0)
+    assert context.restore(2, state)
+    cache.clear()
+    context.restore(1, state)
+    assert context.restore(0, context.state(1))
+    assert context.state(0) == state
+    assert not context.restore(1, memoryview(bytearray(b"something else")))
+
+
+def test_only_all_of_a_windowed_state_is_of_use(context: Context) -> None:
+    cache = Cache(context, 20, 2, divisible=True)
+    evaluate(context, cache, [1, 2, 3, 4])
+    cache.sequences[0].shortest = 4
+    assert cache.usable([1, 2, 3, 4, 5]) == 4
+    assert cache.usable([1, 2, 3, 5, 5]) == 0
+    assert evaluate(context, cache, [1, 2, 3, 4, 5]) == 1
+    cache.cut(cache.sequences[0], 3)
+    assert cache.sequences[0].tokens == []
+
+
+def test_what_goes_is_told_before_it_goes(context: Context) -> None:
+    cache = Cache(context, 10, 3, divisible=True)
+    lost: list[list[int]] = []
+    cache.on_loss = lambda sequence: lost.append(sequence.tokens[:])
+    evaluate(context, cache, [1, 2, 3])
+    evaluate(context, cache, [4, 5, 6])
+    evaluate(context, cache, [4, 5, 6, 7])
+    assert lost == []
+    cache.make_room(6)
+    assert lost == [[1, 2, 3]]
+    cache.clear()
+    assert lost == [[1, 2, 3], [4, 5, 6, 7]]
+
+
+# --- a context that shifts -----------------------------------------------------------------------
+
+
+def shifting(desk: Desk, prompt: str, keep_tokens: int) -> Answer:
+    endless = Sampling(temperature=0, ignore_eos=True, max_tokens=200)
+    request = Generate(endless, prompt=prompt, shift=True, keep_tokens=keep_tokens)
+    return Answer(desk, request, lambda _: False)
+
+
+def test_a_reply_goes_on_beyond_the_context_and_says_what_gave_way(
+    crowded: Desk, plain: Desk
+) -> None:
+    answer = shifting(crowded, COUNTING, 6)
+    done = answer.done()
+    assert (done.reason, done.usage.completion_tokens) == ("length", 200)
+    gone = [output for output in answer.outputs if isinstance(output, Truncated)]
+    assert gone[0] == Truncated(0, (128 - 6) // 2)
+    assert 128 >= done.usage.prompt_tokens + 200 - sum(event.tokens for event in gone) > 60
+    reference = plain.ask(COUNTING, Sampling(temperature=0, ignore_eos=True, max_tokens=80))
+    reference.done()
+    assert answer.text.startswith(reference.text)
+    # What was computed after the shift is not what reading it would give: nobody begins with it.
+    assert crowded.ask(COUNTING, greedy(1)).done().usage.cached_tokens == 6
+
+
+def test_replies_that_share_their_beginning_shift_too(crowded: Desk) -> None:
+    one, other = (shifting(crowded, COUNTING + tail, 6) for tail in (" 13", " 13, 14"))
+    for answer in (one, other):
+        assert (answer.done().reason, len(answer.pieces)) == ("length", 200)
+        assert any(isinstance(output, Truncated) for output in answer.outputs)
+
+
+def test_a_context_that_must_be_kept_whole_does_not_shift(crowded: Desk) -> None:
+    assert shifting(crowded, COUNTING, 128).done().reason == "context"
+
+
+def test_messages_that_stay_are_counted_by_the_template(crowded: Desk) -> None:
+    messages = (Message("system", "Be brief."), Message("user", "Count from 1 to 1000."))
+    sampling = Sampling(temperature=0, ignore_eos=True, max_tokens=120)
+    request = Generate(sampling, messages, shift=True, keep_messages=1)
+    answer = Answer(crowded, request, lambda _: False)
+    assert answer.done().reason == "length"
+    again = crowded.chat(greedy(1), ("system", "Be brief."), ("user", "Why?")).done().usage
+    assert again.prompt_tokens > again.cached_tokens > 8  # the system prompt and a header
 
 
 def test_common_prefix() -> None:

@@ -157,8 +157,45 @@ def test_the_policy_stop_drops_nothing_and_tells_both_counts() -> None:
 
 
 def test_a_policy_that_there_is_not_is_refused_by_name() -> None:
-    with pytest.raises(InvalidParameter, match="'shift'"):
-        Session(ScriptedEngine(10), policy="shift")
+    with pytest.raises(InvalidParameter, match="'forget'"):
+        Session(ScriptedEngine(10), policy="forget")
+
+
+def test_a_drop_that_nobody_heard_of_is_told_with_the_next_reply() -> None:
+    engine = ScriptedEngine(39)
+    session = Session(engine, system="be brief")
+    say(session, "a b c d e f g h")
+    say(session, "a b c d e f g h")
+    engine.gone = True
+    with pytest.raises(WorkerDied):
+        say(session, "a b c d e f g h")
+    engine.gone = False
+    assert say(session, "a b c d e f g h")[0] == Truncated(messages=2, tokens=11)
+
+
+def test_system_messages_of_the_conversation_stay_too() -> None:
+    engine = ScriptedEngine(39)
+    session = Session(engine, messages=[Message("system", "be brief")])
+    for _ in range(3):
+        events = say(session, "a b c d e f g h")
+    assert events[0] == Truncated(messages=4, tokens=22)
+    assert [m.role for m in engine.sent[-1]] == ["system", "user"]
+
+
+def test_under_shift_all_up_to_the_last_pinned_turn_is_kept() -> None:
+    engine = ScriptedEngine(100)
+    session = Session(engine, system="be brief", policy="shift", conversation="7")
+    say(session, "one")
+    assert engine.further == {
+        "shift": True,
+        "keep_messages": 1,
+        "conversation": "7",
+        "snapshot": True,
+    }
+    say(session, "two")
+    session.pin(2)
+    say(session, "three")
+    assert engine.further["keep_messages"] == 5
 
 
 def test_there_is_no_pin_without_a_message() -> None:

@@ -121,7 +121,12 @@ class Conversation:
         sent = _answered(self.branch)
         messages = [spoken(message) for message in sent]
         if self._session is None or self._session.policy != self._policy:
-            self._session = Session(model.engine, policy=self._policy)
+            self._session = Session(
+                model.engine,
+                policy=self._policy,
+                conversation=session_name(self.chat.id),
+                snapshot=not self.history.in_memory,
+            )
         self._session.engine = model.engine
         self._session.system = self.chat.system
         self._session.replace(messages, [i for i, message in enumerate(sent) if message.pinned])
@@ -136,6 +141,11 @@ class Conversation:
             if shown.id == message:
                 return index
         raise InvalidParameter(f"message {message} is not in this branch of the chat")
+
+
+def session_name(chat: int) -> str:
+    """Return under which name workers keep what they computed of a saved chat."""
+    return f"chat-{chat}"
 
 
 class _Draft:

@@ -14,6 +14,7 @@ import click
 from localllama import catalog, gguf_file, hardware, plan
 from localllama.cli import checks, output
 from localllama.cli.app import App, json_option, offline_option
+from localllama.engine import snapshots
 from localllama.errors import DoesNotFit, LocalLlamaError
 from localllama.hardware import Hardware
 
@@ -30,16 +31,30 @@ def doctor_command(as_json: bool) -> None:
 
     The exit code is 0 whatever is found; --json lists the troubles for programs.
     """
-    facts = collect(App.start())
+    app = App.start()
+    facts = collect(app)
+    snapshots_bytes = sum(size for _, size in snapshots.files(app.paths.snapshots))
     found = list(checks.troubles(facts))
     if as_json:
         machine = asdict(facts.hardware)
         machine["cpu_features"] = sorted(facts.hardware.cpu_features)
         nvidia = [asdict(gpu) for gpu in facts.nvidia]
         troubles = [asdict(trouble) for trouble in found]
-        output.as_json({"hardware": machine, "nvidia": nvidia, "troubles": troubles})
+        output.as_json(
+            {
+                "hardware": machine,
+                "nvidia": nvidia,
+                "troubles": troubles,
+                "snapshots_bytes": snapshots_bytes,
+            }
+        )
         return
     _show(facts.hardware)
+    if snapshots_bytes:
+        output.result(
+            f"\n{output.size(snapshots_bytes)} of earlier conversations are kept computed in "
+            f"{app.paths.snapshots}; localllama prune --cache removes them"
+        )
     for trouble in found:
         output.result(f"\n! {trouble.problem}\n  fix: {trouble.fix}")
     if not found:

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from localllama.chat import export
+from localllama.chat.conversation import session_name
 from localllama.cli import output
 from localllama.cli.app import App, json_option, yes_option
 from localllama.errors import InvalidParameter
@@ -130,7 +131,8 @@ def delete_command(ids: tuple[int, ...], undo: bool, purge: bool, yes: bool) -> 
     """Delete the chats IDS. For 30 days --undo brings them back; then they are overwritten."""
     if undo and purge:
         raise InvalidParameter("--undo and --purge are opposites", "give one of them")
-    with App.start().history() as history:
+    app = App.start()
+    with app.history() as history:
         history.purge_old()
         if undo:
             for id in ids:
@@ -142,10 +144,21 @@ def delete_command(ids: tuple[int, ...], undo: bool, purge: bool, yes: bool) -> 
             for chat in chats:
                 history.delete(chat.id)
                 output.say(f"deleted chat {chat.id}: {chat.title}")
+            _forget_computed(app, chats)
             output.say(f"bring back: localllama history delete --undo {' '.join(map(str, ids))}")
         elif output.agreed(f"Overwrite {_titles(chats)} for good?", yes=yes):
             history.purge(ids)
+            _forget_computed(app, chats)
             output.say(f"{_titles(chats)}: nothing is left")
+
+
+def _forget_computed(app: App, chats: Sequence[Chat]) -> None:
+    """Have nothing of these chats kept in the workers' states on the disk."""
+    from localllama.runner import Runner
+
+    runner = Runner(app.store, app.config, app.paths)
+    for chat in chats:
+        runner.forget(session_name(chat.id))
 
 
 def _markdown(history: History, chats: Sequence[Chat]) -> str:

@@ -14,6 +14,7 @@ from localllama import names
 from localllama.chat.conversation import Conversation, LoadedModel
 from localllama.chat.history import History
 from localllama.chat.records import Chat, StoredMessage, first_words, spoken
+from localllama.chat.session import POLICIES
 from localllama.cli import output, reply, run, show
 from localllama.cli.app import App
 from localllama.cli.editor import Editor
@@ -66,6 +67,7 @@ class Repl:
         verbose: bool = False,
         wrap: bool = True,
         bound: dict[str, str] | None = None,
+        policy: str = POLICIES[0],
     ) -> None:
         self._app = app
         self._want = want
@@ -75,6 +77,7 @@ class Repl:
         self._verbose = verbose
         self._wrap = wrap
         self._bound = bound or {}  # the fields of Sampling that say what replies must follow
+        self._policy = policy  # for a full context
         self._think: bool | None = None
         self._stack = ExitStack()
         self._dead = False
@@ -131,14 +134,14 @@ class Repl:
                 parameters=self._settings,
                 context_length=self._want.context_length,
             )
-            self._chat = Conversation(self._history, chat)
+            self._chat = Conversation(self._history, chat, policy=self._policy)
             for message in self._model.messages:
                 self._chat.add(message["role"], message["content"])
         return self._chat
 
     def _enter(self, chat: Chat) -> None:
         """Go on with a saved chat, with the model that is loaded."""
-        self._chat = Conversation(self._history, chat)
+        self._chat = Conversation(self._history, chat, policy=self._policy)
         self._system = chat.system
         self._settings = {**chat.parameters, **self._given}
         output.say(f"chat {chat.id}: {chat.title} ({len(self._chat.branch)} messages)")
@@ -311,7 +314,7 @@ class Repl:
         if self._chat is not None:
             chat = self._chat.chat
             [taken] = self._history.take_in([(before.chat(chat.id), before.messages(chat.id))])
-            self._chat = Conversation(self._history, taken)
+            self._chat = Conversation(self._history, taken, policy=self._policy)
         before.close()
 
     def _list_chats(self, words: str) -> None:

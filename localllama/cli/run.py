@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from localllama import names
-from localllama.chat.session import Session
+from localllama.chat.session import POLICIES, Session
 from localllama.cli import output, reply, show
 from localllama.cli.app import App, complete_known, json_option, offline_option, yes_option
 from localllama.config import parse_duration
@@ -47,6 +47,13 @@ Examples:
 @click.option("--max-tokens", type=int, default=None, help="The longest reply, in tokens.")
 @click.option("--format", "form", help="json, or the file of a JSON Schema the reply must follow.")
 @click.option("--ctx", type=click.IntRange(min=1), help="Context length, in tokens.")
+@click.option(
+    "--context-policy",
+    "policy",
+    type=click.Choice(POLICIES),
+    default=POLICIES[0],
+    help="When the context is full: leave old turns out, stop, or shift within a reply too.",
+)
 @click.option("--gpu-layers", type=int, default=-1, help="Layers on the GPU; default all.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default physical cores.")
 @click.option("--keep-alive", help="Stay loaded so long unused: 5m, 300, 0; negative is for ever.")
@@ -65,6 +72,7 @@ def run_command(
     system: str | None,
     form: str | None,
     ctx: int | None,
+    policy: str,
     gpu_layers: int,
     threads: int | None,
     keep_alive: str | None,
@@ -113,11 +121,20 @@ def run_command(
     if text is None:
         from localllama.cli.repl import Repl
 
-        repl = Repl(app, want, settings, history, verbose=verbose, wrap=not nowordwrap, bound=bound)
+        repl = Repl(
+            app,
+            want,
+            settings,
+            history,
+            verbose=verbose,
+            wrap=not nowordwrap,
+            bound=bound,
+            policy=policy,
+        )
         return repl.talk(installed, system, chat)
     resolved = sampling.resolve([("request", settings), *parameter_layers(installed, app.config)])
     with opened(app, installed, want) as engine:
-        session = begin(engine, installed, system)
+        session = begin(engine, installed, system, policy)
         chosen = msgspec.structs.replace(resolved.sampling, **bound)
         answer = _once(session, text, chosen, quiet=as_json)
     if as_json:
@@ -178,12 +195,13 @@ def _facts(answer: reply.Reply, model: Installed) -> dict[str, Any]:
     }
 
 
-def begin(engine: Engine, model: Installed, system: str | None) -> Session:
+def begin(engine: Engine, model: Installed, system: str | None, policy: str) -> Session:
     """Return a conversation that begins as the model says; ``system`` replaces its prompt."""
     return Session(
         engine,
         system=model.system if system is None else system,
         messages=[Message(said["role"], said["content"]) for said in model.messages],
+        policy=policy,
     )
 
 

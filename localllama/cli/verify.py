@@ -9,7 +9,9 @@ import click
 from localllama.cli import output
 from localllama.cli.app import App, complete_installed, json_option, yes_option
 from localllama.cli.progress import follow
+from localllama.engine import snapshots
 from localllama.errors import BadFile
+from localllama.files import storing
 from localllama.store import check
 
 
@@ -48,15 +50,27 @@ def verify_command(models: tuple[str, ...], as_json: bool) -> None:
 
 @click.command("prune", epilog="\b\nExample:\n  localllama prune --dry-run")
 @click.option("--partials", is_flag=True, help="Also downloads that could be resumed.")
+@click.option("--cache", is_flag=True, help="Also what was computed of earlier conversations.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would go, remove nothing.")
 @yes_option
 @json_option
-def prune_command(partials: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
+def prune_command(partials: bool, cache: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Show and remove files that no model uses. At a terminal it asks before it removes."""
-    store = App.start().store
-    found = check.garbage(store, partials=partials)
+    app = App.start()
+    store, folder = app.store, app.paths.snapshots
+    computed = [
+        check.Garbage(path, size_bytes, "snapshot")
+        for path, size_bytes in (snapshots.files(folder) if cache else ())
+    ]
+
+    def prune() -> list[check.Garbage]:
+        with storing(folder):
+            snapshots.remove(item.path for item in computed)
+        return check.prune(store, partials=partials) + computed
+
+    found = check.garbage(store, partials=partials) + computed
     if as_json:
-        found = found if dry_run else check.prune(store, partials=partials)
+        found = found if dry_run else prune()
         files = [{"path": str(i.path), "size_bytes": i.size_bytes, "kind": i.kind} for i in found]
         total = sum(item.size_bytes for item in found)
         output.as_json({"removed": not dry_run, "size_bytes": total, "files": files})
@@ -66,7 +80,7 @@ def prune_command(partials: bool, dry_run: bool, yes: bool, as_json: bool) -> No
     if not found:
         output.say("nothing to remove")
     elif not dry_run and output.agreed("Remove them?", yes=yes):
-        freed = sum(item.size_bytes for item in check.prune(store, partials=partials))
+        freed = sum(item.size_bytes for item in prune())
         output.say(f"{output.size(freed)} freed")
     waiting = [] if partials else check.garbage(store, partials=True)
     waiting_bytes = sum(item.size_bytes for item in waiting if item.kind == "partial")

@@ -170,27 +170,20 @@ class Snapshots:
                 older.path.unlink(missing_ok=True)
 
 
-def usage_bytes(folder: Path) -> int:
-    """Return how much the snapshots in ``folder`` take."""
-    return sum(stat.st_size for _, stat in _stats(folder))
+def files(folder: Path) -> list[tuple[Path, int]]:
+    """Return the files in ``folder``, unfinished ones included, and their sizes in bytes."""
+    return [(path, stat.st_size) for path, stat in _stats(folder)]
 
 
-def clear(folder: Path) -> int:
-    """Remove all snapshots in ``folder``; returns how many bytes that frees. Raises OSError."""
-    return _remove(_stats(folder))
+def forget(folder: Path, conversation: str) -> None:
+    """Remove the snapshots of a conversation; raises OSError."""
+    remove(path for path, _ in files(folder) if _conversation(path) == conversation)
 
 
-def forget(folder: Path, conversation: str) -> int:
-    """Remove the snapshots of a conversation; returns the bytes freed. Raises OSError."""
-    return _remove(item for item in _stats(folder) if _conversation(item[0]) == conversation)
-
-
-def _remove(files: Iterable[tuple[Path, os.stat_result]]) -> int:
-    freed = 0
-    for path, stat in files:
+def remove(paths: Iterable[Path]) -> None:
+    """Remove snapshots, if they are still there; raises OSError."""
+    for path in paths:
         path.unlink(missing_ok=True)
-        freed += stat.st_size
-    return freed
 
 
 def _conversation(path: Path) -> str | None:

@@ -6,15 +6,18 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Unpack
 
 from localllama.engine.api import (
     Done,
     Event,
+    Further,
     LoadOptions,
     Message,
     Prefill,
     Ready,
     Sampling,
+    SnapshotOptions,
     Text,
     Timings,
     Usage,
@@ -33,6 +36,7 @@ def load(
     *,
     slots: int = 1,
     keep_alive_seconds: float = 0,
+    snapshots: SnapshotOptions | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Engine:
     """Start a worker that keeps its files in ``folder`` and its ``logs``."""
@@ -44,6 +48,7 @@ def load(
         threads=1,
         slots=slots,
         keep_alive_seconds=keep_alive_seconds,
+        snapshots=snapshots or SnapshotOptions(),
     )
     with registry.lock():
         engine = Engine.start(options, registry, Label(name=model.stem))
@@ -76,6 +81,8 @@ class ScriptedEngine:
         self.dies_after: int | None = None
         self.pause: threading.Event | None = None
         self.continued = False  # the last request was for the rest of a reply
+        self.further = Further()
+        self.gone = False  # the worker, before it says a word
         self._cancelled = False
 
     @property
@@ -101,6 +108,7 @@ class ScriptedEngine:
         reserve_tokens: int = 0,
         think: bool | None = None,
         continue_last: bool = False,
+        **further: Unpack[Further],
     ) -> Iterator[Event]:
         """Reply with the texts."""
         count = sum(len(message.content.split()) for message in messages)
@@ -110,7 +118,10 @@ class ScriptedEngine:
             raise ContextFull("full", needed_tokens=needed, available_tokens=available)
         self.sent.append(messages)
         self.continued = continue_last
+        self.further = further
         self._cancelled = False
+        if self.gone:
+            raise WorkerDied("gone")
         yield Prefill(count, count)
         for number, text in enumerate(self.texts):
             if number == self.dies_after:
