@@ -8,7 +8,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
-WIDTH, HEADS, KV_HEADS, FEED_FORWARD, VOCABULARY = 512, 8, 2, 1024, 512
+WIDTH, HEADS, KV_HEADS, FEED_FORWARD, VOCABULARY = 512, 8, 2, 768, 512
 
 
 def write_small_llama(
