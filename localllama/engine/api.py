@@ -10,6 +10,12 @@ from typing import Any, TypedDict
 
 import msgspec
 
+from localllama.engine.speculation import LONGEST_DRAFT
+
+# Conversations that nobody is answering but whose tokens are kept as long as there is room. Their
+# cells cost decoding next to nothing; a recurrent model would need a state for each.
+IDLE_SEQUENCES = 3
+
 
 class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
     """A function that the model wants to be called, with its arguments by name."""
@@ -112,6 +118,14 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     speculate: bool = True  # guess tokens by looking them up in the context
     keep_alive_seconds: float = 0.0  # without a client; negative = for ever
     snapshots: SnapshotOptions = SnapshotOptions()
+
+    def sequences(self, *, divisible: bool) -> int:
+        """How many sequences the context has; ``divisible`` as in the cache."""
+        return self.slots + (IDLE_SEQUENCES if divisible else 0)
+
+    def outputs(self, *, divisible: bool) -> int:
+        """How many rows of logits a batch has at most: one a reply, and those of a guess."""
+        return self.slots + (LONGEST_DRAFT if self.speculate and divisible else 0)
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -12,15 +12,11 @@ import psutil
 from localllama.engine.api import Generate, LoadOptions, Ready
 from localllama.engine.embedding import Embedder
 from localllama.engine.prompter import Prompter
-from localllama.engine.speculation import LONGEST_DRAFT
 from localllama.errors import InvalidParameter
 from localllama.native.llama import Library
 
 # Beyond what any rope scaling is used for; llama.cpp spends minutes and all memory on 2**30.
 _LONGEST_CONTEXT_FACTOR = 32
-# Conversations that nobody is answering but whose tokens are kept as long as there is room. Their
-# cells cost decoding next to nothing; a recurrent model would need a state for each.
-_IDLE_SEQUENCES = 3
 
 
 class LoadedModel:
@@ -49,14 +45,14 @@ class LoadedModel:
         self.divisible = not model.recurrent
         self.windowed = model.windowed
         self.speculates = options.speculate and self.divisible
-        self.sequences = options.slots + (_IDLE_SEQUENCES if self.divisible else 0)
+        self.sequences = options.sequences(divisible=self.divisible)
         self.prompter = Prompter(model.vocab, model.chat_template, options)
         threads = options.threads or _physical_cores()
         self.context = model.context(
             options.context_length,
             threads=threads,
             sequences=self.sequences,
-            outputs=options.slots + (LONGEST_DRAFT if self.speculates else 0),
+            outputs=options.outputs(divisible=self.divisible),
             batch_tokens=options.batch_tokens,
             kv_type=options.kv_type,
             flash_attention=options.flash_attention,

@@ -33,11 +33,13 @@ _LOAD_MODES = {  # by mmap, mlock
 KV_TYPES = {
     "f16": c.GGML_TYPE_F16,
     "f32": c.GGML_TYPE_F32,
+    "bf16": 30,  # which llama-cpp-python leaves out
     "q8_0": c.GGML_TYPE_Q8_0,
     "q5_1": c.GGML_TYPE_Q5_1,
     "q5_0": c.GGML_TYPE_Q5_0,
     "q4_1": c.GGML_TYPE_Q4_1,
     "q4_0": c.GGML_TYPE_Q4_0,
+    "iq4_nl": c.GGML_TYPE_IQ4_NL,
 }
 
 

@@ -24,19 +24,18 @@ _TIMEOUT_SECONDS = 60.0
 _BUFFER = re.compile(r":\s+(\S+)\s+(model|KV|output|compute) buffer size = +([\d.]+) MiB")
 _KV_TOTAL = re.compile(r"llama_kv_cache: size = +([\d.]+) MiB \( *(\d+) cells")
 _FLASH_ATTENTION = re.compile(r"flash_attn += (\w+)|Flash Attention (enabled|disabled)")
-_KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}
-_KV_TYPES |= {"iq4_nl": 20, "bf16": 30}
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What of a load counts for its memory; as in LoadOptions."""
+    """What of a load counts for its memory; as the worker gives it to llama.cpp."""
 
     context_length: int
     gpu_layers: int = -1
     kv_type: str = "f16"
     batch_tokens: int = 512
-    slots: int = 1
+    sequences: int = 1
+    outputs: int = 1  # rows of logits
     tensor_split: tuple[float, ...] = ()
     repack: bool = True
     flash_attention: bool | None = None
@@ -103,6 +102,7 @@ def _load(paths: Sequence[str], options: Options, *, really: bool) -> list[str]:
     from llama_cpp import llama_cpp as c
 
     from localllama.native import ggml
+    from localllama.native.llama import context_params
 
     log: list[str] = []
     keep = c.llama_log_callback(
@@ -123,14 +123,14 @@ def _load(paths: Sequence[str], options: Options, *, really: bool) -> list[str]:
     loaded = c.llama_model_load_from_splits(parts, len(paths), model)
     if not loaded:
         raise EngineError("it cannot load the model: " + _reason(log))
-    context = c.llama_context_default_params()
-    context.n_ctx = options.context_length
-    context.n_batch = context.n_ubatch = min(options.batch_tokens, options.context_length)
-    context.n_seq_max = context.n_outputs_max = options.slots
-    context.kv_unified = True
-    context.type_k = context.type_v = _KV_TYPES[options.kv_type]
-    wanted = {None: -1, False: 0, True: 1}
-    context.flash_attn_type = wanted[options.flash_attention]
+    context = context_params(
+        options.context_length,
+        sequences=options.sequences,
+        outputs=options.outputs,
+        batch_tokens=options.batch_tokens,
+        kv_type=options.kv_type,
+        flash_attention=options.flash_attention,
+    )
     if not c.llama_init_from_model(loaded, context):
         raise EngineError("it cannot make the context: " + _reason(log))
     return log

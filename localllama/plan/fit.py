@@ -152,11 +152,12 @@ class _Fitter:
         """Return what one way to load takes of each device, and whether that is there."""
         model, cells = self._model, cells_for(load.context_length)
         on_host = model.layers - load.gpu_layers
+        outputs = max(self._want.outputs, self._want.sequences)
         compute = Compute(
             model=model,
             cells=cells,
-            batch_tokens=min(self._want.batch_tokens, cells),
-            outputs=self._want.slots,
+            batch_tokens=max(min(self._want.batch_tokens, cells), outputs),
+            outputs=outputs,
             flash_attention=self._want.flash_attention is not False,
             pipelined=len(self.gpus) > 1 and on_host == 0,
         )
@@ -226,15 +227,18 @@ class _Fitter:
         weights, repacked = self._model.host_weights(layers)
         repacked = repacked if repack else 0
         compute_bytes = compute.layers_bytes() if layers else compute.input_bytes()
+        sequences = self._want.sequences
         return Use(
             device=HOST,
             layers=layers,
             weights_bytes=weights if mmap else weights - repacked,
             kv_bytes=self._model.sums[layers].kv_bytes(compute.cells, load.kv_type),
-            compute_bytes=compute_bytes + compute.logits_bytes(),
+            compute_bytes=compute_bytes + compute.scores_bytes(sequences),
             available_bytes=self._host_bytes,
             repacked_bytes=repacked,
-            process_bytes=_PROCESS_BYTES + _TOKEN_BYTES * self._model.vocabulary,
+            process_bytes=_PROCESS_BYTES
+            + _TOKEN_BYTES * self._model.vocabulary
+            + compute.scores_bytes(compute.outputs - sequences),
         )
 
     def _fits(self, uses: tuple[Use, ...]) -> bool:

@@ -140,7 +140,7 @@ class Compute:
     model: Model
     cells: int
     batch_tokens: int
-    outputs: int  # rows of logits: the sequences that sample in one batch
+    outputs: int  # rows of logits in one batch
     flash_attention: bool
     pipelined: bool  # several GPUs share all layers
 
@@ -162,8 +162,12 @@ class Compute:
         return self._rows(elements) + self._copies() * self._mask()
 
     def logits_bytes(self) -> int:
-        """The scores of the vocabulary: on the output's device, and again for the host to read."""
-        return _FLOAT * self.outputs * self.model.vocabulary
+        """The scores of the vocabulary on the output's device."""
+        return self.scores_bytes(self.outputs)
+
+    def scores_bytes(self, rows: int) -> int:
+        """Scores for the host to read: a row a sequence at first, then as many as are computed."""
+        return _FLOAT * rows * self.model.vocabulary
 
     def _layer_elements(self) -> int:
         model = self.model

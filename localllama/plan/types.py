@@ -15,8 +15,9 @@ class Want:
 
     ``context_length`` 0 = the plan's choice, -1 = the most that fits. ``gpu_layers`` -1 = as many
     as fit. ``gpu_memory_bytes`` caps what is taken of each GPU, in order; one value holds for all.
-    ``kv_type`` "" = f16, or q8_0 where that keeps the model on the GPU. ``reserve_bytes`` stays
-    free on every device: drivers' workspaces, a desktop, the page cache.
+    ``kv_type`` "" = f16, or q8_0 where that keeps the model on the GPU. ``sequences`` share the
+    cells, and a batch has ``outputs`` rows of logits. ``reserve_bytes`` stays free on every device:
+    drivers' workspaces, a desktop, the page cache.
     """
 
     context_length: int = 0
@@ -24,7 +25,8 @@ class Want:
     gpu_memory_bytes: tuple[int, ...] = ()
     kv_type: str = ""
     batch_tokens: int = 512
-    slots: int = 1
+    sequences: int = 1
+    outputs: int = 1
     no_gpu: bool = False
     require_gpu: bool = False  # fail rather than compute everything on the CPU
     force: bool = False  # plan although it does not fit
