@@ -43,6 +43,7 @@ class Run:
     keep_alive_seconds: float = 300.0  # a model stays loaded so long unused; negative = for ever
     history: bool = True  # keep chats on the disk
     snapshots_bytes: int = 2_000_000_000  # of conversations' KV states on disk; 0 = none
+    reserve_bytes: int = 512 << 20  # stays free on every device
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ _ENVIRONMENT = {
     "LOCALLLAMA_LIMIT_RATE": ("network", "limit_rate_bytes"),
     "LOCALLLAMA_MODEL": ("run", "model"),
     "LOCALLLAMA_THREADS": ("run", "threads"),
+    "LOCALLLAMA_RESERVE": ("run", "reserve"),
     "OLLAMA_KEEP_ALIVE": ("run", "keep_alive"),
     "LOCALLLAMA_KEEP_ALIVE": ("run", "keep_alive"),
     "LOCALLLAMA_SNAPSHOTS": ("run", "snapshots"),
@@ -77,6 +79,7 @@ _ALIASES = {
     "ctx": "context_length",
     "keep_alive": "keep_alive_seconds",
     "snapshots": "snapshots_bytes",
+    "reserve": "reserve_bytes",
 }
 _FLAGS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False}
 _KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -143,6 +146,7 @@ _PARSERS: Mapping[str, Callable[[str], float]] = {
     "limit_rate_bytes": parse_size,
     "keep_alive_seconds": parse_duration,
     "snapshots_bytes": parse_size,
+    "reserve_bytes": parse_size,
 }
 
 

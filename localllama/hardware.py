@@ -5,21 +5,27 @@ Devices are asked for in a short-lived child, so that no front end ever holds a 
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from localllama.errors import EngineError
+from localllama.files import write_atomic
 
 # A driver that has to wake a card takes some seconds; one that hangs never answers.
 _PROBE_SECONDS = 30.0
 _UNIFIED_BACKENDS = ("MTL",)
+_HOST_BACKENDS = {"CPU", "BLAS", "RPC"}  # what these can do depends on the build and the processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +125,21 @@ def memory() -> Memory:
     return Memory(found.available, found.total, cores, _performance_cores() or cores)
 
 
-def probe(rpc_servers: tuple[str, ...] | None = None) -> Hardware:
+def probe(
+    rpc_servers: tuple[str, ...] | None = None, *, remembered: Path | None = None
+) -> Hardware:
     """Return what the host has and what ggml can use; takes a child process, 0.3 s and more.
 
     ``rpc_servers`` default to those of the environment. A child that dies or hangs is an answer
-    too: no devices, and the reason among the problems.
+    too: no devices, and the reason among the problems. The file ``remembered`` keeps the answer of
+    a build without GPU backends, which only another build or machine changes.
     """
     from localllama.native import child
 
     servers = rpc_servers_of(os.environ) if rpc_servers is None else rpc_servers
+    known = _Remembered(None if servers else remembered)
+    if (answer := known.read()) is not None:
+        return _hardware(memory(), answer)
     try:
         answer = child.ask(
             "localllama.native.probe",
@@ -136,6 +148,8 @@ def probe(rpc_servers: tuple[str, ...] | None = None) -> Hardware:
         )
     except EngineError as error:
         return Hardware(memory(), problems=(f"asking for devices: {error.message}",))
+    if _HOST_BACKENDS.issuperset(answer["backends"]):
+        known.write(answer)
     return _hardware(memory(), answer)
 
 
@@ -198,6 +212,38 @@ def disk_type(folder: Path) -> str:
         if place.is_relative_to(mount.mountpoint)
     ]
     return str(max(mounts, key=lambda mount: len(mount.mountpoint)).fstype) if mounts else ""
+
+
+class _Remembered:
+    """The answer of this build of llama.cpp on this machine, in a file; None = in none."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the answer, None where there is none or it is of another build."""
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            if self._file is not None:
+                known = json.loads(self._file.read_bytes())
+                if known["build"] == _build():
+                    return dict(known["answer"])
+        return None
+
+    def write(self, answer: Mapping[str, Any]) -> None:
+        """Keep the answer; a disk that is full or read-only costs time later, nothing else."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                text = json.dumps({"build": _build(), "answer": answer})
+                write_atomic(self._file, text.encode())
+
+
+def _build() -> list[str | int]:
+    """What another machine or installation of llama.cpp does not share."""
+    found = find_spec("llama_cpp")
+    libraries = Path(found.origin).parent / "lib" if found and found.origin else Path("llama_cpp")
+    newest = max((file.stat().st_mtime_ns for file in libraries.glob("*")), default=0)
+    return [platform.node(), str(libraries), newest]
 
 
 def _hardware(host: Memory, answer: Mapping[str, Any]) -> Hardware:

@@ -110,7 +110,7 @@ def judge(offer: Offer, paths: Paths) -> DoesNotFit | None:
             available_bytes=free,
         )
     weights = sum(max(0, file.size) for file in offer.files if file.role == "model")
-    memory = plan.memory_bytes(weights, {}, 0)
+    memory = plan.memory_bytes(weights)
     available = hardware.memory().available_bytes
     if memory > available:
         return DoesNotFit(

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from localllama import hardware, plan
+from localllama import gguf_file, hardware, plan
 from localllama.config import Config
 from localllama.engine import sampling, snapshots
 from localllama.engine.api import LoadOptions, SnapshotOptions
@@ -24,7 +25,10 @@ from localllama.engine.protocol import Status
 from localllama.engine.registry import Label, Record, Registry
 from localllama.errors import DoesNotFit, StoreError, WorkerDied
 from localllama.files import storing
+from localllama.gguf_file import ModelInfo
+from localllama.hardware import Hardware
 from localllama.paths import Paths
+from localllama.plan import HOST, MOST, Plan
 from localllama.store import Installed, Store
 
 _SLOTS = 4  # replies at once from one worker: they share its cells, so that more cost nothing
@@ -33,14 +37,21 @@ _ATTEMPTS = 3  # a worker may end in the moment in which it is joined
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What a front end asks for beyond the model; 0, -1 and None leave it to the program."""
+    """What a front end asks for beyond the model; defaults leave it to the program.
 
-    context_length: int = 0
+    Where fields have the same name as in plan.Want, they mean the same.
+    """
+
+    context_length: int = 0  # plan.MOST = the longest that fits
     gpu_layers: int = -1
     threads: int = 0
     template: str = ""  # Jinja source, or the name of a built-in one
-    force: bool = False  # load although the estimate says that it does not fit
+    force: bool = False  # load although the plan says that it does not fit
     keep_alive_seconds: float | None = None  # after the last client; negative = for ever
+    gpu_memory_bytes: tuple[int, ...] = ()
+    kv_type: str = ""
+    no_gpu: bool = False
+    require_gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,24 @@ def parameter_layers(model: Installed, config: Config) -> list[tuple[str, dict[s
     ]
 
 
+def planned(want: Want, info: ModelInfo, config: Config) -> plan.Want:
+    """Return what to plan for: a worker that this module would start."""
+    divisible = not plan.recurrent(info)
+    shape = LoadOptions(paths=(), context_length=0, slots=_SLOTS)
+    return plan.Want(
+        context_length=want.context_length,
+        gpu_layers=want.gpu_layers,
+        gpu_memory_bytes=want.gpu_memory_bytes,
+        kv_type=want.kv_type,
+        sequences=shape.sequences(divisible=divisible),
+        outputs=shape.outputs(divisible=divisible),
+        no_gpu=want.no_gpu,
+        require_gpu=want.require_gpu,
+        force=want.force,
+        reserve_bytes=config.run.reserve_bytes,
+    )
+
+
 class Runner:
     """The workers for the models of one store."""
 
@@ -70,12 +99,12 @@ class Runner:
         config: Config,
         paths: Paths,
         *,
-        memory: Callable[[], hardware.Memory] = hardware.memory,
+        probe: Callable[[], Hardware] | None = None,
     ) -> None:
         self.store = store
         self.config = config
         self.paths = paths
-        self._memory = memory
+        self._probe = probe or partial(hardware.probe, remembered=paths.cache / "devices.json")
         self.registry = Registry(paths.runtime, paths.log)
 
     def open(
@@ -132,15 +161,17 @@ class Runner:
         for record in self.registry.records():
             if record.label.key != key:
                 continue
-            # Where nothing was asked for, what the program chose before is as good as now.
-            if record.context_length >= asked if asked else not record.label.context_asked:
+            if want.require_gpu and not record.label.gpu_bytes:
+                continue
+            # Where no length was asked for, what the program chose before is as good as now.
+            if record.context_length >= asked if asked > 0 else record.label.asked_context == asked:
                 engine = Engine.join(record, self.registry, self._keep_alive(want))
                 if engine is not None:
                     return engine
         return None
 
     def _asked(self, model: Installed, want: Want) -> int:
-        """The context length that somebody asked for, 0 = none."""
+        """The context length that somebody asked for, as in Want."""
         own = model.parameters.get("num_ctx")
         return (
             want.context_length
@@ -153,30 +184,36 @@ class Runner:
         return self.config.run.keep_alive_seconds if chosen is None else chosen
 
     def _key(self, model: Installed, want: Want) -> str:
-        """A digest of the files and of all options but those in which workers may differ."""
-        options = self._options(model, want, context_length=0)
-        options = msgspec.structs.replace(options, keep_alive_seconds=0)
+        """A digest of the files and of all that was asked for but what workers may differ in."""
+        options = msgspec.structs.replace(self._options(model, want), keep_alive_seconds=0)
+        placement = (want.gpu_layers, want.gpu_memory_bytes, want.kv_type, want.no_gpu)
         files = [_version(path) for path in options.paths]
-        return hashlib.sha256(msgspec.json.encode((options, files))).hexdigest()
+        servers = hardware.rpc_servers_of(os.environ)
+        asked = msgspec.json.encode((options, placement, files, servers))
+        return hashlib.sha256(asked).hexdigest()
 
     # starting
 
     def _start(self, model: Installed, want: Want) -> Engine:
         key = self._key(model, want)
         self._stop_smaller(key)
-        context_length = self._fit(model, want)
-        weights_bytes = sum(file.size_bytes for file in model.weights)
+        options = self._options(model, want)
+        asked = self._asked(model, want)
+        info = gguf_file.read_split_info(options.paths)
+        wish = planned(replace(want, context_length=asked), info, self.config)
+        chosen = self._fit(model.name, info, wish)
         label = Label(
             key=key,
             name=model.name,
             digest=model.digest,
-            size_bytes=plan.memory_bytes(weights_bytes, model.info, context_length),
-            context_asked=bool(self._asked(model, want)),
+            device_bytes={use.device: use.total_bytes for use in chosen.uses if use.total_bytes},
+            mapped_bytes=chosen.uses[-1].weights_bytes if chosen.mmap else 0,
+            asked_context=asked,
+            explanation=plan.sentence(chosen),
         )
-        options = self._options(model, want, context_length)
-        return Engine.start(options, self.registry, label)
+        return Engine.start(_placed(options, chosen), self.registry, label)
 
-    def _options(self, model: Installed, want: Want, context_length: int) -> LoadOptions:
+    def _options(self, model: Installed, want: Want) -> LoadOptions:
         in_store = bool(model.weights and model.weights[0].sha256)
         paths = (
             self.store.linked(model)
@@ -185,10 +222,9 @@ class Runner:
         )
         return LoadOptions(
             paths=tuple(map(str, paths)),
-            context_length=context_length,
+            context_length=0,  # the plan's, as all about devices
             template=want.template or model.template,
             fallback_template=model.fallback_template,
-            gpu_layers=want.gpu_layers,
             # More threads than the machine runs at once wait for each other at every step.
             threads=min(want.threads or self.config.run.threads, os.cpu_count() or 1),
             slots=_SLOTS,
@@ -205,35 +241,73 @@ class Runner:
             if same and running.status is not None and not running.status.clients:
                 self.registry.stop(running.record, "a larger context was opened", only_idle=True)
 
-    def _fit(self, model: Installed, want: Want) -> int:
-        """Return the context length that fits, ending idle workers where that makes it fit."""
-        asked = self._asked(model, want)
-        weights_bytes = sum(file.size_bytes for file in model.weights)
+    def _fit(self, name: str, info: ModelInfo, wish: plan.Want) -> Plan:
+        """Return the plan, ending idle workers where that makes it fit, or puts more on GPUs."""
         while True:
-            available_bytes = self._memory().available_bytes
-            try:
-                return plan.context_length(model.info, weights_bytes, available_bytes, asked)
-            except DoesNotFit as error:
-                if self._make_room(model.name, error.needed_bytes - error.available_bytes):
-                    continue
-                if not want.force:
-                    raise
-                return asked or plan.SMALLEST_USEFUL_CONTEXT
+            machine = self._probe()
+            live = self.running()
+            idle = [r for r in live if r.status is not None and not r.status.running]
+            left = _with(machine, {HOST: -sum(r.record.label.mapped_bytes for r in live)})
+            chosen = _attempt(info, left, wish)
+            best = _attempt(info, _with(left, *(r.record.label.device_bytes for r in idle)), wish)
+            if not _better(best, chosen):
+                return chosen or plan.fit(info, left, wish)
+            without_one = [
+                (r, _attempt(info, _with(left, r.record.label.device_bytes), wish)) for r in idle
+            ]
+            enough = [r for r, attempt in without_one if not _better(best, attempt)]
+            self._make_room(name, enough or idle)
 
-    def _make_room(self, name: str, missing_bytes: int) -> bool:
-        """End the idle worker used least recently; False when all of them would not be enough."""
-        idle = [
-            (running.status.idle_seconds, running.record)
-            for running in self.running()
-            if running.status is not None and not running.status.running
-        ]
-        if sum(record.label.size_bytes for _, record in idle) < missing_bytes:
-            return False
+    def _make_room(self, name: str, idle: Iterable[Running]) -> None:
+        """End the worker used least recently, unless all have become busy."""
         why = f"the model was unloaded to make room for {name}"
-        return any(
-            self.registry.stop(record, why, only_idle=True)
-            for _, record in sorted(idle, key=lambda item: item[0], reverse=True)
-        )
+        longest_first = sorted(idle, key=lambda r: r.status.idle_seconds if r.status else 0)[::-1]
+        any(self.registry.stop(r.record, why, only_idle=True) for r in longest_first)
+
+
+def _attempt(info: ModelInfo, machine: Hardware, wish: plan.Want) -> Plan | None:
+    with suppress(DoesNotFit):
+        return plan.fit(info, machine, replace(wish, force=False))
+    return None
+
+
+def _better(other: Plan | None, chosen: Plan | None) -> bool:
+    """Whether ending idle workers is worth it."""
+    return other is not None and (chosen is None or other.gpu_layers > chosen.gpu_layers)
+
+
+def _with(machine: Hardware, *more: dict[str, int]) -> Hardware:
+    """Return the machine with so many bytes more on its devices, none with less than none."""
+
+    def extra(device: str) -> int:
+        return sum(bytes_by_device.get(device, 0) for bytes_by_device in more)
+
+    available = max(0, machine.memory.available_bytes + extra(HOST))
+    return replace(
+        machine,
+        memory=replace(machine.memory, available_bytes=available),
+        devices=tuple(
+            replace(device, free_bytes=device.free_bytes + extra(device.name))
+            for device in machine.devices
+        ),
+    )
+
+
+def _placed(options: LoadOptions, chosen: Plan) -> LoadOptions:
+    """Return ``options`` as planned."""
+    return msgspec.structs.replace(
+        options,
+        context_length=chosen.context_length,
+        gpu_layers=chosen.gpu_layers,
+        tensor_split=chosen.tensor_split,
+        main_gpu=chosen.main_gpu,
+        kv_type=chosen.kv_type,
+        batch_tokens=chosen.batch_tokens,
+        mmap=chosen.mmap,
+        mlock=chosen.mlock,
+        repack=chosen.repack,
+        flash_attention=chosen.flash_attention,
+    )
 
 
 def _identity(model: Installed) -> str:

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from localllama import hardware, names, paths
-from localllama.config import Config, parse_duration
+from localllama.config import Config, Run, parse_duration
 from localllama.config import load as load_config
 from localllama.engine.api import Done, Sampling, Text
 from localllama.errors import DoesNotFit, EngineError, InvalidConfig, WorkerDied
+from localllama.hardware import Hardware
 from localllama.runner import Runner, Want
 from localllama.store import Installed, Store
 from tests.support import cli
@@ -174,11 +175,15 @@ def test_an_idle_model_makes_room_and_says_so(
 def tight(store: Store, runner: Runner, room_bytes: int) -> Runner:
     """Return a runner on a machine where one worker leaves no memory for another."""
 
-    def memory() -> hardware.Memory:
-        free = 0 if runner.running() else room_bytes
-        return replace(hardware.memory(), available_bytes=free)
+    def probe() -> Hardware:
+        machine = hardware.probe(())
+        live = runner.running()
+        # What is mapped counts as available, as on Linux.
+        taken = sum(r.record.label.size_bytes - r.record.label.mapped_bytes for r in live)
+        free = room_bytes + Run().reserve_bytes - taken
+        return replace(machine, memory=replace(machine.memory, available_bytes=free))
 
-    return Runner(store, Config(), store.paths, memory=memory)
+    return Runner(store, Config(), store.paths, probe=probe)
 
 
 def test_a_worker_killed_while_idle_is_replaced(

@@ -17,6 +17,7 @@ from localllama.cli.app import App, json_option, offline_option
 from localllama.engine import snapshots
 from localllama.errors import DoesNotFit, LocalLlamaError
 from localllama.hardware import Hardware
+from localllama.runner import Want, planned
 
 _OLLAMA_PORT = 11434
 _ENDPOINT_SECONDS = 3.0
@@ -105,18 +106,14 @@ def _model_trouble(app: App, machine: Hardware) -> str:
         model = app.store.find(name)
         if model is not None:
             paths = app.store.weights(model)
-            info = (
-                gguf_file.read_split_info(paths)
-                if len(paths) > 1
-                else gguf_file.read_info(paths[0])
-            )
-            plan.fit(info, machine, plan.Want())
+            info = gguf_file.read_split_info(paths)
+            plan.fit(info, machine, planned(Want(), info, app.config))
             return ""
         family = app.catalog.families.get(name.repo.casefold())
         entry = family.find(name.tag) if family else None
         if entry is None:
             return ""
-        needed = plan.memory_bytes(catalog.estimate(entry, entry.default_quant), {}, 0)
+        needed = plan.memory_bytes(catalog.estimate(entry, entry.default_quant))
     except DoesNotFit as error:
         return error.message
     except LocalLlamaError:

@@ -24,6 +24,7 @@ from localllama.engine import wire
 from localllama.engine.protocol import WORKER, Answered, Asked, Forget, Inquire, Status, Stop
 from localllama.errors import EngineError
 from localllama.files import write_atomic
+from localllama.plan import HOST
 
 _LOCK_SECONDS = 60.0  # choosing and starting takes milliseconds, making room a few seconds
 _ANSWER_SECONDS = 10.0
@@ -35,14 +36,27 @@ class Label(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker holds, for people and for comparing.
 
     ``key`` is equal for workers that can stand in for each other, except for the context length.
+    ``asked_context`` 0 = the program chose the length, -1 = the longest that fits. ``mapped_bytes``
+    of the host's are pages of the file, which the system counts as available.
     """
 
     key: str = ""
     name: str = ""  # of the model, as it was asked for
     digest: str = ""
-    size_bytes: int = 0
-    gpu_bytes: int = 0  # so much of them on GPUs
-    context_asked: bool = True  # False = the program chose the context length
+    device_bytes: dict[str, int] = {}
+    mapped_bytes: int = 0
+    asked_context: int = 0
+    explanation: str = ""  # where it runs and with what context, in a sentence
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes on all devices."""
+        return sum(self.device_bytes.values())
+
+    @property
+    def gpu_bytes(self) -> int:
+        """What of that is on GPUs."""
+        return self.size_bytes - self.device_bytes.get(HOST, 0)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from localllama.plan.correct import corrected, options
-from localllama.plan.estimate import context_length, memory_bytes
+from localllama.plan.estimate import memory_bytes
 from localllama.plan.explain import rows, sentence
 from localllama.plan.fit import alternatives, fit
+from localllama.plan.formula import recurrent
 from localllama.plan.types import HOST, MOST, SMALLEST_USEFUL_CONTEXT, Plan, Use, Want
 
 __all__ = [
@@ -16,11 +17,11 @@ __all__ = [
     "Use",
     "Want",
     "alternatives",
-    "context_length",
     "corrected",
     "fit",
     "memory_bytes",
     "options",
+    "recurrent",
     "rows",
     "sentence",
 ]

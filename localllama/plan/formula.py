@@ -22,6 +22,7 @@ _CELL_PADDING = 256  # llama.cpp rounds the context up to this
 _FLOAT = 4
 _PIPELINE_COPIES = 4  # of the inputs, where several GPUs share all layers
 _BLOCK = re.compile(r"(?:^|\.)blk\.(\d+)\.")
+_STATES = ("ssm", "wkv", "shortconv")  # what metadata call them
 _INPUTS = ("token_embd", "position_embd", "token_types", "per_layer_token_embd")
 _BLOCKS = {kind.name: (kind.block_elements, kind.block_bytes) for kind in TENSOR_TYPES.values()}
 # What ggml keeps in a second layout for this processor (ggml-cpu: repack.cpp, amx/common.h).
@@ -189,6 +190,12 @@ class Compute:
 
     def _copies(self) -> int:
         return _PIPELINE_COPIES if self.pipelined else 1
+
+
+def recurrent(info: ModelInfo) -> bool:
+    """Whether the model keeps a state for a sequence, maybe beside a KV cache."""
+    prefixes = tuple(f"{info.architecture}.{kind}." for kind in _STATES)
+    return any(key.startswith(prefixes) for key in info.metadata)
 
 
 def cells_for(context_length: int) -> int:
