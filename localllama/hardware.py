@@ -71,7 +71,8 @@ class Hardware:
     """What a plan needs to know of a machine.
 
     ``cpu_features`` are ggml's names (AVX2, NEON, REPACK…), ``backends`` those in this build.
-    ``problems`` says why something that was asked for is missing, ready for people.
+    ``unusable_gpu`` names a GPU that this build cannot use. ``problems`` says why something that
+    was asked for is missing, ready for people.
     """
 
     memory: Memory
@@ -79,6 +80,7 @@ class Hardware:
     cpu_features: frozenset[str] = frozenset()
     backends: tuple[str, ...] = ()
     llama_cpp: str = ""
+    unusable_gpu: str = ""
     problems: tuple[str, ...] = ()
 
     @property
@@ -257,8 +259,20 @@ def _hardware(host: Memory, answer: Mapping[str, Any]) -> Hardware:
         cpu_features=frozenset(answer["cpu_features"]),
         backends=tuple(answer["backends"]),
         llama_cpp=answer["llama_cpp"],
+        unusable_gpu=_unusable_gpu(answer["backends"]),
         problems=tuple(answer["problems"]),
     )
+
+
+def _unusable_gpu(backends: Sequence[str], root: Path = Path("/")) -> str:
+    """A GPU that the system shows and no backend is for, in words; "" where there is none."""
+    known = {*backends}
+    if not known & {"CUDA", "Vulkan"} and (root / "proc/driver/nvidia/gpus").is_dir():
+        return "the NVIDIA GPU"
+    if not known & {"ROCm", "Vulkan"} and (root / "dev/kfd").exists():
+        return "the AMD GPU"
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    return "Apple's GPU" if apple and "MTL" not in known else ""
 
 
 def _performance_cores(root: Path = Path("/sys/devices")) -> int:

@@ -28,7 +28,7 @@ from localllama.files import storing
 from localllama.gguf_file import ModelInfo
 from localllama.hardware import Hardware
 from localllama.paths import Paths
-from localllama.plan import HOST, MOST, Plan
+from localllama.plan import HOST, Plan
 from localllama.store import Installed, Store
 
 _SLOTS = 4  # replies at once from one worker: they share its cells, so that more cost nothing
@@ -201,7 +201,7 @@ class Runner:
         asked = self._asked(model, want)
         info = gguf_file.read_split_info(options.paths)
         wish = planned(replace(want, context_length=asked), info, self.config)
-        chosen = self._fit(model.name, info, wish)
+        machine, chosen = self._fit(model.name, info, wish)
         label = Label(
             key=key,
             name=model.name,
@@ -210,6 +210,7 @@ class Runner:
             mapped_bytes=chosen.uses[-1].weights_bytes if chosen.mmap else 0,
             asked_context=asked,
             explanation=plan.sentence(chosen),
+            idle_gpu=plan.idle_gpu(chosen, machine, wish),
         )
         return Engine.start(_placed(options, chosen), self.registry, label)
 
@@ -241,8 +242,11 @@ class Runner:
             if same and running.status is not None and not running.status.clients:
                 self.registry.stop(running.record, "a larger context was opened", only_idle=True)
 
-    def _fit(self, name: str, info: ModelInfo, wish: plan.Want) -> Plan:
-        """Return the plan, ending idle workers where that makes it fit, or puts more on GPUs."""
+    def _fit(self, name: str, info: ModelInfo, wish: plan.Want) -> tuple[Hardware, Plan]:
+        """Return what is there and the plan.
+
+        Idle workers are ended where that makes it fit, or puts more layers on GPUs.
+        """
         while True:
             machine = self._probe()
             live = self.running()
@@ -251,7 +255,7 @@ class Runner:
             chosen = _attempt(info, left, wish)
             best = _attempt(info, _with(left, *(r.record.label.device_bytes for r in idle)), wish)
             if not _better(best, chosen):
-                return chosen or plan.fit(info, left, wish)
+                return left, chosen or plan.fit(info, left, wish)
             without_one = [
                 (r, _attempt(info, _with(left, r.record.label.device_bytes), wish)) for r in idle
             ]

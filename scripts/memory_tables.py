@@ -16,10 +16,12 @@ from tempfile import TemporaryDirectory
 from make_headers import LLAMA2, write_header
 
 from localllama import gguf_file, hardware, plan
+from localllama.config import Config
 from localllama.errors import DoesNotFit
 from localllama.gguf_file import ModelInfo
 from localllama.hardware import Hardware
-from localllama.plan import HOST, Want
+from localllama.plan import HOST
+from localllama.runner import Want, planned
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
 MARK = "<!-- Below: written by scripts/memory_tables.py; do not edit. -->\n"
@@ -55,7 +57,7 @@ def tables() -> Iterator[str]:
 
 def _cells(info: ModelInfo, machine: Hardware) -> list[str]:
     try:
-        chosen = plan.fit(info, machine, Want())
+        chosen = plan.fit(info, machine, planned(Want(), info, Config()))
     except DoesNotFit as error:
         return [f"does not fit: {error.message}", "", "", "", ""]
     on_gpu = sum(use.total_bytes for use in chosen.uses if use.device != HOST)

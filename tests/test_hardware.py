@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,23 @@ def test_the_probe_finds_the_processor() -> None:
     assert found.cpu_features
     assert found.llama_cpp
     assert not found.problems
+
+
+def test_a_build_without_gpus_is_asked_once(tmp_path: Path) -> None:
+    file = tmp_path / "cache" / "devices.json"
+    first = hardware.probe((), remembered=file)
+    if {*first.backends} - {"CPU", "RPC", "BLAS"}:
+        assert not file.exists()
+        return
+    kept = json.loads(file.read_bytes())
+    kept["answer"]["cpu_features"] = ["REMEMBERED"]
+    file.write_text(json.dumps(kept))
+    assert hardware.probe((), remembered=file).cpu_features == {"REMEMBERED"}
+    kept["build"] = "another"
+    file.write_text(json.dumps(kept))
+    assert hardware.probe((), remembered=file).cpu_features == first.cpu_features
+    file.write_text("{")
+    assert hardware.probe((), remembered=file).cpu_features == first.cpu_features
 
 
 def test_a_server_that_is_away_is_a_problem_and_no_crash() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -184,6 +186,42 @@ def tight(store: Store, runner: Runner, room_bytes: int) -> Runner:
         return replace(machine, memory=replace(machine.memory, available_bytes=free))
 
     return Runner(store, Config(), store.paths, probe=probe)
+
+
+def test_a_model_that_does_not_fit_is_refused_or_forced(runner: Runner) -> None:
+    full = {"LOCALLLAMA_RESERVE": "1000GB"}
+    refused = cli.run(*ASK, env=full)
+    assert (refused.returncode, "--force" in refused.stderr) == (6, True)
+    assert runner.running() == []
+    forced = cli.data(*ASK, "--force", env=full)
+    assert forced["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to a limit of addresses")
+def test_a_forced_context_that_cannot_be_had_is_an_error(store: Store) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+
+    asked = ["run", "smol", "Hello", "--ctx", "262144", "--kv-type", "f16", "--threads", "1"]
+    with subprocess.Popen(
+        [*cli.COMMAND, *asked, "--force"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=limit,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert process.returncode == 6
+    assert "there is not enough memory for a context of 262144 tokens" in said
+    assert "Traceback" not in said
+    assert left_in(store.paths.runtime) == []
+
+
+def test_wishes_that_cannot_be_met_are_refused(store: Store) -> None:
+    assert cli.run(*ASK, "--require-gpu").returncode == 6
+    assert cli.run(*ASK, "--kv-type", "q9").returncode == 2
+    assert cli.run(*ASK, "--gpu-memory", "much").returncode == 2
 
 
 def test_a_worker_killed_while_idle_is_replaced(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -12,6 +12,8 @@ import click
 
 from localllama.cli import output
 from localllama.cli.app import App, complete_installed, json_option
+from localllama.cli.placement import placement_options
+from localllama.runner import Want
 
 if TYPE_CHECKING:
     from localllama.engine.client import Engine
@@ -45,8 +47,7 @@ class Figures:
 @click.option("--prompt-tokens", type=click.IntRange(2, 100_000), default=512, show_default=True)
 @click.option("--tokens", type=click.IntRange(2, 100_000), default=128, show_default=True)
 @click.option("--rounds", type=click.IntRange(1, 1000), default=3, show_default=True)
-@click.option("--ctx", type=click.IntRange(min=1), help="Context length, in tokens.")
-@click.option("--gpu-layers", type=int, default=-1, help="Layers on the GPU; default all.")
+@placement_options
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default physical cores.")
 @json_option
 def bench_command(
@@ -54,8 +55,7 @@ def bench_command(
     prompt_tokens: int,
     tokens: int,
     rounds: int,
-    ctx: int | None,
-    gpu_layers: int,
+    want: Want,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -65,11 +65,10 @@ def bench_command(
     afterwards, unless something else uses it.
     """
     from localllama.cli import run
-    from localllama.runner import Want
 
     app = App.start()
     installed = app.installed(model)
-    want = Want(ctx or 0, gpu_layers, threads or 0, keep_alive_seconds=0)
+    want = replace(want, threads=threads or 0, keep_alive_seconds=0)
     with run.opened(app, installed, want) as engine:
         if engine.joined:
             output.say("The model was loaded already: what uses it besides slows this down.")

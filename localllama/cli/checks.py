@@ -127,7 +127,7 @@ def model_too_large(facts: Facts) -> Trouble | None:
         return None
     return Trouble(
         "memory",
-        f"{facts.model}, the default model, {facts.model_trouble}",
+        f"{facts.model}, the default model, does not fit: {facts.model_trouble}",
         "close other programs, or choose a smaller model: LOCALLLAMA_MODEL=NAME",
     )
 

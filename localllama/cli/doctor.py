@@ -121,7 +121,7 @@ def _model_trouble(app: App, machine: Hardware) -> str:
     available = machine.memory.available_bytes + sum(gpu.free_bytes for gpu in machine.gpus)
     if needed <= available:
         return ""
-    return f"needs {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are available"
+    return f"it needs {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are available"
 
 
 def _endpoint_trouble(app: App) -> str:

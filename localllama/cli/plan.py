@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import click
 from localllama import hardware, plan
 from localllama.cli import headers, output
 from localllama.cli.app import App, complete_known, json_option, offline_option
-from localllama.config import parse_size
+from localllama.cli.placement import Bytes, placement_options
+from localllama.config import Config
 from localllama.errors import DoesNotFit, EngineError, InvalidParameter
 from localllama.gguf_file import ModelInfo
 from localllama.hardware import Hardware
 from localllama.native import measure
-from localllama.plan import Plan, Want
-from localllama.plan.formula import KV_TYPES
+from localllama.plan import Plan
+from localllama.runner import Want, planned
 
 _EXAMPLES = """\b
 Examples:
@@ -28,18 +29,6 @@ Examples:
   localllama plan llama2:7b --vram 8GB --ram 16GB     on a machine you do not have
 """
 _CONTEXTS = (4096, 16384)  # of the rows per type, beside all that the model has
-
-
-class _Bytes(click.ParamType[int]):
-    """A size such as 6GB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return value if isinstance(value, int) else parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,58 +52,45 @@ class Row:
 @click.command("plan", epilog=_EXAMPLES)
 @click.argument("model", shell_complete=complete_known)
 @click.option("--quant", default="", help="Quantization type, like Q4_K_M or Q8_0.")
-@click.option("--ctx", default="", metavar="N|max", help="Context length in tokens, or max.")
-@click.option("--kv-type", type=click.Choice(KV_TYPES), help="Type of the KV cache.")
-@click.option("--gpu-layers", type=click.IntRange(min=0), help="Layers on GPUs; default all.")
-@click.option("--gpu-memory", type=_Bytes(), multiple=True, help="At most this of each GPU.")
-@click.option("--no-gpu", is_flag=True, help="Use the CPU only.")
-@click.option("--require-gpu", is_flag=True, help="Refuse to use the CPU only.")
-@click.option("--force", is_flag=True, help="Plan it although it does not fit.")
-@click.option("--vram", type=_Bytes(), multiple=True, help="Instead of this machine: a card.")
-@click.option("--ram", type=_Bytes(), help="Instead of this machine: free memory.")
+@placement_options
+@click.option("--vram", type=Bytes(), multiple=True, help="Instead of this machine: a card.")
+@click.option("--ram", type=Bytes(), help="Instead of this machine: free memory.")
 @click.option("--unified", is_flag=True, help="With --ram: memory that CPU and GPU share.")
 @offline_option
 @json_option
 def plan_command(
     model: str,
     quant: str,
-    ctx: str,
-    kv_type: str | None,
-    gpu_layers: int | None,
-    gpu_memory: tuple[int, ...],
+    want: Want,
     vram: tuple[int, ...],
     ram: int | None,
     unified: bool,
     as_json: bool,
-    **flags: bool,
 ) -> None:
     """Show how MODEL would be loaded: layers and memory on each device, and the context.
 
     Of a model that is not installed only headers are read: a row for every quantization type.
     """
-    want = Want(
-        context_length=_context(ctx),
-        gpu_layers=-1 if gpu_layers is None else gpu_layers,
-        gpu_memory_bytes=gpu_memory,
-        kv_type=kv_type or "",
-        **flags,
-    )
     is_described = bool(vram or ram or unified)
     machine = _machine(vram, ram, unified=unified) if is_described else hardware.probe()
-    with headers.opened(App.start(), model, quant) as found:
+    app = App.start()
+    with headers.opened(app, model, quant) as found:
         for problem in machine.problems:
             output.say(f"note: {problem}")
         if len(found) > 1:
-            _show_rows(rows([info for _, info in found], machine, want), as_json=as_json)
+            _show_rows(
+                rows([info for _, info in found], machine, want, app.config), as_json=as_json
+            )
             return
         paths, info = found[0]
-        chosen = plan.fit(info, machine, want)
+        wish = planned(want, info, app.config)
+        chosen = plan.fit(info, machine, wish)
         if not is_described:
-            chosen = _measured(chosen, paths, machine, want)
-    _show(info, chosen, as_json=as_json)
+            chosen = _measured(chosen, paths, machine, wish)
+    _show(info, chosen, plan.idle_gpu(chosen, machine, wish), as_json=as_json)
 
 
-def rows(infos: Sequence[ModelInfo], machine: Hardware, want: Want) -> list[Row]:
+def rows(infos: Sequence[ModelInfo], machine: Hardware, want: Want, config: Config) -> list[Row]:
     """Return a row per type and context, smallest type first."""
     found = []
     for info in sorted(infos, key=lambda info: info.file_bytes):
@@ -123,22 +99,14 @@ def rows(infos: Sequence[ModelInfo], machine: Hardware, want: Want) -> list[Row]
             (want.context_length,) if want.context_length else (*contexts, info.context_length)
         )
         for length in sorted(set(lengths)):
-            changed = Want(**{**asdict(want), "context_length": length, "force": False})
+            changed = replace(want, context_length=length, force=False)
             try:
-                chosen = plan.fit(info, machine, changed)
+                chosen = plan.fit(info, machine, planned(changed, info, config))
             except DoesNotFit:
                 found.append(Row(info, length, None))
             else:
                 found.append(Row(info, chosen.context_length, chosen))
     return found
-
-
-def _context(text: str) -> int:
-    if text == "max":
-        return plan.MOST
-    if text and (not text.isdecimal() or int(text) < 1):
-        raise InvalidParameter(f"--ctx: {text!r} is neither a number of tokens nor max")
-    return int(text or 0)
 
 
 def _machine(vram: tuple[int, ...], ram: int | None, *, unified: bool) -> Hardware:
@@ -150,7 +118,7 @@ def _machine(vram: tuple[int, ...], ram: int | None, *, unified: bool) -> Hardwa
     return hardware.described(memory, vram, unified=unified)
 
 
-def _measured(chosen: Plan, paths: tuple[Path, ...], machine: Hardware, want: Want) -> Plan:
+def _measured(chosen: Plan, paths: tuple[Path, ...], machine: Hardware, want: plan.Want) -> Plan:
     """Return the plan with llama.cpp's own compute buffers, where it can tell them."""
     servers = hardware.rpc_servers_of(os.environ)
     try:
@@ -161,12 +129,14 @@ def _measured(chosen: Plan, paths: tuple[Path, ...], machine: Hardware, want: Wa
     return plan.corrected(chosen, found, machine)
 
 
-def _show(info: ModelInfo, chosen: Plan, *, as_json: bool) -> None:
+def _show(info: ModelInfo, chosen: Plan, idle_gpu: str, *, as_json: bool) -> None:
     if as_json:
-        facts = {"model": _facts(info), **asdict(chosen), "explanation": plan.sentence(chosen)}
-        output.as_json(facts)
+        explanation = {"explanation": plan.sentence(chosen), "idle_gpu": idle_gpu}
+        output.as_json({"model": _facts(info), **asdict(chosen), **explanation})
         return
     output.result(plan.sentence(chosen))
+    if idle_gpu:
+        output.say(f"note: {idle_gpu}")
     if not chosen.fits:
         output.say("note: this does not fit")
     output.result("")

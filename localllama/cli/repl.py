@@ -110,7 +110,8 @@ class Repl:
         return 0
 
     def _load_model(self, model: Installed) -> None:
-        self._engine = self._stack.enter_context(run.opened(self._app, model, self._want))
+        opened = run.opened(self._app, model, self._want, tell=True)
+        self._engine = self._stack.enter_context(opened)
         self._model = model
 
     def _switch(self, model: Installed, want: Want) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from localllama import names
 from localllama.chat.session import POLICIES, Session
 from localllama.cli import output, reply, show
 from localllama.cli.app import App, complete_known, json_option, offline_option, yes_option
+from localllama.cli.placement import placement_options
 from localllama.config import parse_duration
 from localllama.engine import grammar, sampling, schema
 from localllama.engine.api import Message, Sampling
@@ -46,7 +48,7 @@ Examples:
 @click.option("--seed", type=int, default=None, help="The same seed gives the same reply.")
 @click.option("--max-tokens", type=int, default=None, help="The longest reply, in tokens.")
 @click.option("--format", "form", help="json, or the file of a JSON Schema the reply must follow.")
-@click.option("--ctx", type=click.IntRange(min=1), help="Context length, in tokens.")
+@placement_options
 @click.option(
     "--context-policy",
     "policy",
@@ -54,7 +56,6 @@ Examples:
     default=POLICIES[0],
     help="When the context is full: leave old turns out, stop, or shift within a reply too.",
 )
-@click.option("--gpu-layers", type=int, default=-1, help="Layers on the GPU; default all.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default physical cores.")
 @click.option("--keep-alive", help="Stay loaded so long unused: 5m, 300, 0; negative is for ever.")
 @click.option("--template", default="", help="Chat template: a built-in one, or a Jinja file.")
@@ -71,9 +72,8 @@ def run_command(
     prompt: tuple[str, ...],
     system: str | None,
     form: str | None,
-    ctx: int | None,
+    want: Want,
     policy: str,
-    gpu_layers: int,
     threads: int | None,
     keep_alive: str | None,
     template: str,
@@ -110,12 +110,11 @@ def run_command(
             "one prompt is answered by itself, not in a chat", "leave it out and type it there"
         )
     installed = _locate(app, model or (chat and chat.model) or app.config.run.model, yes=yes)
-    want = Want(
-        ctx or (chat.context_length if chat else 0),
-        gpu_layers,
-        threads or 0,
-        _template(template),
-        force=yes,
+    want = replace(
+        want,
+        context_length=want.context_length or (chat.context_length if chat else 0),
+        threads=threads or 0,
+        template=_template(template),
         keep_alive_seconds=seconds,
     )
     if text is None:
@@ -133,7 +132,7 @@ def run_command(
         )
         return repl.talk(installed, system, chat)
     resolved = sampling.resolve([("request", settings), *parameter_layers(installed, app.config)])
-    with opened(app, installed, want) as engine:
+    with opened(app, installed, want, tell=verbose) as engine:
         session = begin(engine, installed, system, policy)
         chosen = msgspec.structs.replace(resolved.sampling, **bound)
         answer = _once(session, text, chosen, quiet=as_json)
@@ -277,8 +276,11 @@ def _locate(app: App, text: str, *, yes: bool) -> Installed:
 
 
 @contextmanager
-def opened(app: App, model: Installed, want: Want) -> Iterator[Engine]:
-    """Open a model, showing how far it is on a terminal, and leave its worker afterwards."""
+def opened(app: App, model: Installed, want: Want, *, tell: bool = False) -> Iterator[Engine]:
+    """Open a model, showing how far it is on a terminal, and leave its worker afterwards.
+
+    ``tell``: say where it runs. That a GPU stays idle which nobody excluded is always said.
+    """
     shows = sys.stderr.isatty()
 
     def loading(fraction: float) -> None:
@@ -293,6 +295,11 @@ def opened(app: App, model: Installed, want: Want) -> Iterator[Engine]:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
     with engine:
+        label = engine.record.label
+        if tell:
+            output.say(label.explanation)
+        if label.idle_gpu:
+            output.say(f"note: {label.idle_gpu}")
         trained = engine.ready.trained_context_length
         if trained and engine.ready.context_length > trained:
             output.say(

@@ -9,10 +9,12 @@ from time import perf_counter
 
 import psutil
 
+from localllama import hardware
 from localllama.engine.api import Generate, LoadOptions, Ready
 from localllama.engine.embedding import Embedder
 from localllama.engine.prompter import Prompter
 from localllama.errors import InvalidParameter
+from localllama.native import ggml
 from localllama.native.llama import Library
 
 # Beyond what any rope scaling is used for; llama.cpp spends minutes and all memory on 2**30.
@@ -30,6 +32,7 @@ class LoadedModel:
         """Load; raises what native.llama raises, InvalidParameter, InvalidTemplate."""
         begun = perf_counter()
         library = Library(sys.stderr.write)
+        ggml.add_rpc_servers(hardware.rpc_servers_of(os.environ))
         model = library.load(
             options.paths,
             gpu_layers=options.gpu_layers,

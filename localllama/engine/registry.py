@@ -47,6 +47,7 @@ class Label(msgspec.Struct, frozen=True, kw_only=True):
     mapped_bytes: int = 0
     asked_context: int = 0
     explanation: str = ""  # where it runs and with what context, in a sentence
+    idle_gpu: str = ""  # why a GPU computes nothing of it
 
     @property
     def size_bytes(self) -> int:

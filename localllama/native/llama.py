@@ -94,6 +94,9 @@ class Library:
         params.n_gpu_layers = gpu_layers
         params.main_gpu = main_gpu
         params.load_mode = _LOAD_MODES[mmap, mlock]
+        no_devices = (ctypes.c_void_p * 1)(None)
+        if gpu_layers == 0:  # else GPUs would compute long batches, and need memory for that
+            params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
         params.use_extra_bufts = repack
         # Kept in names: ctypes does not keep alive what a structure points to.
         split = (ctypes.c_float * c.llama_max_devices())(*tensor_split)

@@ -115,6 +115,9 @@ def _load(paths: Sequence[str], options: Options, *, really: bool) -> list[str]:
     model.no_alloc = not really
     model.load_mode = 0  # no memory map: its buffers would show the file, and no_alloc aborts
     model.n_gpu_layers = options.gpu_layers
+    no_devices = (ctypes.c_void_p * 1)(None)
+    if options.gpu_layers == 0:
+        model.devices = ctypes.cast(no_devices, ctypes.c_void_p)
     model.use_extra_bufts = options.repack
     # Kept in names: ctypes does not keep alive what a structure points to.
     split = (ctypes.c_float * c.llama_max_devices())(*options.tensor_split)

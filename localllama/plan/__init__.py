@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from localllama.plan.correct import corrected, options
 from localllama.plan.estimate import memory_bytes
-from localllama.plan.explain import rows, sentence
+from localllama.plan.explain import idle_gpu, rows, sentence
 from localllama.plan.fit import alternatives, fit
-from localllama.plan.formula import recurrent
+from localllama.plan.formula import KV_TYPES, recurrent
 from localllama.plan.types import HOST, MOST, SMALLEST_USEFUL_CONTEXT, Plan, Use, Want
 
 __all__ = [
     "HOST",
+    "KV_TYPES",
     "MOST",
     "SMALLEST_USEFUL_CONTEXT",
     "Plan",
@@ -19,6 +20,7 @@ __all__ = [
     "alternatives",
     "corrected",
     "fit",
+    "idle_gpu",
     "memory_bytes",
     "options",
     "recurrent",

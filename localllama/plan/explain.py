@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from localllama.plan.types import HOST, Plan
+from localllama.hardware import Hardware
+from localllama.plan.types import HOST, Plan, Want
 
 
 def sentence(plan: Plan) -> str:
@@ -11,6 +12,21 @@ def sentence(plan: Plan) -> str:
     >>> # All 33 layers on CUDA0, with a context of 4096 tokens, all that the model has.
     """
     return f"{_where(plan)}, with a context of {plan.context_length} tokens{_context(plan)}."
+
+
+def idle_gpu(plan: Plan, hardware: Hardware, want: Want) -> str:
+    """Return why a GPU of this machine computes nothing although nobody excluded it, else ""."""
+    if want.no_gpu or want.gpu_layers == 0 or plan.gpu_layers:
+        return ""
+    if hardware.unusable_gpu:
+        return (
+            f"{hardware.unusable_gpu} stays idle: this llama.cpp was built without support for it; "
+            "localllama doctor tells how to get one with it"
+        )
+    if not hardware.gpus:
+        return ""
+    free = ", ".join(f"{gpu.free_bytes / 1e9:.1f} GB on {gpu.name}" for gpu in hardware.gpus)
+    return f"the GPU stays idle: not one layer fits into what is free there ({free})"
 
 
 def rows(plan: Plan) -> list[list[int | str]]:

@@ -313,11 +313,12 @@ def _does_not_fit(failed: Plan, info: ModelInfo, hardware: Hardware, want: Want)
         available, where = available + extra, "memory"
     choices = [text for text, _ in alternatives(info, hardware, want)]
     return DoesNotFit(
-        f"needs {needed / 1e9:.1f} GB of {where} with a context of {failed.context_length} tokens, "
-        f"and {available / 1e9:.1f} GB are available",
-        f"what fits: {', or '.join(choices)}"
+        f"the model needs {needed / 1e9:.1f} GB of {where} with a context of "
+        f"{failed.context_length} tokens, and {available / 1e9:.1f} GB are available",
+        f"what fits: {', or '.join(choices)}; --force tries it all the same"
         if choices
-        else "close other programs, or take a smaller quantization type or a smaller model",
+        else "close other programs, or take a smaller quantization type or a smaller model; "
+        "--force tries it all the same",
         needed_bytes=needed,
         available_bytes=available,
     )
@@ -327,10 +328,13 @@ def alternatives(info: ModelInfo, hardware: Hardware, want: Want) -> list[tuple[
     """Return up to three changes of ``want`` that make it fit, the nearest first."""
     asked = replace(want, force=False, require_gpu=False)
     most = replace(asked, context_length=MOST)
-    smaller = want.kv_type != "q8_0" and len(_kv_types(info, replace(want, kv_type=""))) > 1
+    quantized = len(_kv_types(info, replace(want, kv_type=""))) > 1
+    smaller = quantized and want.kv_type != "q8_0"
     changes: list[tuple[str, Want]] = []
     if smaller and want.kv_type in ("f16", "bf16", "f32"):
         changes.append(("--kv-type q8_0", replace(asked, kv_type="q8_0")))
+    if quantized and want.kv_type != "q4_0":
+        changes.append(("--kv-type q4_0", replace(asked, kv_type="q4_0")))
     changes.append(("--ctx {}", replace(most, kv_type=want.kv_type or "f16")))
     if smaller:
         changes.append(("--ctx {} --kv-type q8_0", replace(most, kv_type="q8_0")))
