@@ -59,6 +59,16 @@ class Paths:
         return self.data / "chats.db"
 
     @property
+    def devices_file(self) -> Path:
+        """What this build of llama.cpp can use, where only another build changes it."""
+        return self.cache / "devices.json"
+
+    @property
+    def loads_file(self) -> Path:
+        """What loads took, beside what was planned."""
+        return self.cache / "loads.json"
+
+    @property
     def config_file(self) -> Path:
         """The user's settings."""
         return self.config / "config.toml"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,7 @@ import msgspec
 from localllama import gguf_file, hardware, plan
 from localllama.config import Config
 from localllama.engine import sampling, snapshots
-from localllama.engine.api import LoadOptions, SnapshotOptions
+from localllama.engine.api import DeviceBytes, LoadOptions, SnapshotOptions
 from localllama.engine.client import Engine
 from localllama.engine.protocol import Status
 from localllama.engine.registry import Label, Record, Registry
@@ -104,7 +105,7 @@ class Runner:
         self.store = store
         self.config = config
         self.paths = paths
-        self._probe = probe or partial(hardware.probe, remembered=paths.cache / "devices.json")
+        self._probe = probe or partial(hardware.probe, remembered=paths.devices_file)
         self.registry = Registry(paths.runtime, paths.log)
 
     def open(
@@ -121,7 +122,10 @@ class Runner:
             with self.registry.lock():  # two that start at once end with one worker
                 engine = self._join(model, want) or self._start(model, want)
             try:
-                return engine.wait_ready(on_progress)
+                engine.wait_ready(on_progress)
+                if not engine.joined:
+                    self._learn(engine)
+                return engine
             except WorkerDied:
                 if not engine.joined or attempt == _ATTEMPTS:
                     raise
@@ -206,9 +210,12 @@ class Runner:
             key=key,
             name=model.name,
             digest=model.digest,
-            device_bytes={use.device: use.total_bytes for use in chosen.uses if use.total_bytes},
+            architecture=info.architecture,
+            devices=tuple(map(_held, chosen.uses)),
             mapped_bytes=chosen.uses[-1].weights_bytes if chosen.mmap else 0,
             asked_context=asked,
+            layers=chosen.layers,
+            gpu_layers=chosen.gpu_layers,
             explanation=plan.sentence(chosen),
             idle_gpu=plan.idle_gpu(chosen, machine, wish),
         )
@@ -242,24 +249,54 @@ class Runner:
             if same and running.status is not None and not running.status.clients:
                 self.registry.stop(running.record, "a larger context was opened", only_idle=True)
 
+    def _learn(self, engine: Engine) -> None:
+        """Keep what the load really took, for later plans."""
+        label, build = engine.record.label, version("llama-cpp-python")
+        known = plan.ratios(plan.loads(self.paths.loads_file), label.architecture, build)
+        took = {held.device: held for held in engine.ready.devices}
+        # Of a mapped file, llama.cpp tells the pages from the first to the last tensor.
+        mapped = HOST if label.mapped_bytes else ""
+        loads = (
+            plan.Load(
+                build=build,
+                architecture=label.architecture,
+                device=plan.kind_of(held.device),
+                weights_bytes=took[held.device].weights_bytes if held.device != mapped else 0,
+                planned_weights_bytes=held.weights_bytes if held.device != mapped else 0,
+                kv_bytes=took[held.device].kv_bytes,
+                planned_kv_bytes=held.kv_bytes,
+                compute_bytes=took[held.device].compute_bytes,
+                planned_compute_bytes=round(
+                    held.compute_bytes / known.get(plan.kind_of(held.device), 1)
+                ),
+            )
+            for held in label.devices
+            if held.device in took and held.total_bytes
+        )
+        plan.record(self.paths.loads_file, loads)
+
     def _fit(self, name: str, info: ModelInfo, wish: plan.Want) -> tuple[Hardware, Plan]:
         """Return what is there and the plan.
 
         Idle workers are ended where that makes it fit, or puts more layers on GPUs.
         """
+        loads, build = plan.loads(self.paths.loads_file), version("llama-cpp-python")
+        known = plan.ratios(loads, info.architecture, build)
+        attempt = partial(_attempt, info, wish, known)
         while True:
             machine = self._probe()
             live = self.running()
             idle = [r for r in live if r.status is not None and not r.status.running]
             left = _with(machine, {HOST: -sum(r.record.label.mapped_bytes for r in live)})
-            chosen = _attempt(info, left, wish)
-            best = _attempt(info, _with(left, *(r.record.label.device_bytes for r in idle)), wish)
+            chosen = attempt(left)
+            best = attempt(_with(left, *(r.record.label.device_bytes for r in idle)))
             if not _better(best, chosen):
-                return left, chosen or plan.fit(info, left, wish)
-            without_one = [
-                (r, _attempt(info, _with(left, r.record.label.device_bytes), wish)) for r in idle
+                return left, chosen or plan.fit(info, left, wish, known)
+            enough = [
+                r
+                for r in idle
+                if not _better(best, attempt(_with(left, r.record.label.device_bytes)))
             ]
-            enough = [r for r, attempt in without_one if not _better(best, attempt)]
             self._make_room(name, enough or idle)
 
     def _make_room(self, name: str, idle: Iterable[Running]) -> None:
@@ -269,10 +306,22 @@ class Runner:
         any(self.registry.stop(r.record, why, only_idle=True) for r in longest_first)
 
 
-def _attempt(info: ModelInfo, machine: Hardware, wish: plan.Want) -> Plan | None:
+def _attempt(
+    info: ModelInfo, wish: plan.Want, corrections: dict[str, float], machine: Hardware
+) -> Plan | None:
     with suppress(DoesNotFit):
-        return plan.fit(info, machine, replace(wish, force=False))
+        return plan.fit(info, machine, replace(wish, force=False), corrections)
     return None
+
+
+def _held(use: plan.Use) -> DeviceBytes:
+    return DeviceBytes(
+        device=use.device,
+        weights_bytes=use.weights_bytes + use.repacked_bytes,
+        kv_bytes=use.kv_bytes,
+        compute_bytes=use.compute_bytes,
+        other_bytes=use.process_bytes,
+    )
 
 
 def _better(other: Plan | None, chosen: Plan | None) -> bool:

@@ -25,6 +25,8 @@ def test_bench_measures_a_model(model: str) -> None:
     assert figures["time_to_first_token_seconds"] > 0
     assert figures["load_seconds"] > 0
     assert figures["peak_memory_bytes"] > 98_000_000  # the weights at least
+    assert [held["device"] for held in figures["devices"]] == ["CPU"]
+    assert figures["devices"][0]["weights_bytes"] > 96_000_000
     assert (figures["prompt_tokens"], figures["context_length"]) == (48, 256)
     # As people read it, and a context that cannot hold the prompt.
     result = cli.run("bench", model, *sizes, "--ctx", "256", "--threads", "1")

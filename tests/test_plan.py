@@ -117,6 +117,38 @@ def test_llama_cpp_s_figures_replace_ours(smollm2: Path) -> None:
     assert corrected.weights_bytes == chosen.uses[-1].weights_bytes
 
 
+def test_later_plans_are_corrected_by_what_loads_took(
+    infos: dict[str, ModelInfo], tmp_path: Path
+) -> None:
+    info, machine = infos["Llama-2-7B"], hardware.described(16 * GB, (16 * GB,))
+    file = tmp_path / "cache" / "loads.json"
+    first = plan.fit(info, machine, Want())
+    load = plan.Load("1", "llama", "CUDA", 0, 0, 100, 100, 150, 100)
+    plan.record(file, [load, replace(load, compute_bytes=120), replace(load, build="2")])
+    known = plan.ratios(plan.loads(file), "llama", "1")
+    assert known == {"CUDA": 1.5}
+    assert plan.ratios(plan.loads(file), "gemma", "1") == {}
+    gpu, host = plan.fit(info, machine, Want(), known).uses
+    assert gpu.compute_bytes == round(1.5 * first.uses[0].compute_bytes)
+    assert host == first.uses[1]
+    (error, _) = plan.errors(plan.loads(file))
+    assert (error.loads, error.kv, error.compute) == (2, 0, pytest.approx(-1 / 3))
+    plan.record(file, [load] * 200)
+    assert len(plan.loads(file)) == 100
+    file.write_text("[{}]")
+    assert plan.loads(file) == []
+
+
+def test_an_idle_gpu_is_explained(infos: dict[str, ModelInfo]) -> None:
+    info, machine = infos["Llama-2-7B"], hardware.described(16 * GB, (GB // 2,))
+    chosen = plan.fit(info, machine, Want())
+    assert "0.5 GB on CUDA0" in plan.idle_gpu(chosen, machine, Want())
+    assert plan.idle_gpu(chosen, machine, Want(no_gpu=True)) == ""
+    cpu_only = replace(hardware.described(16 * GB), unusable_gpu="the NVIDIA GPU")
+    assert "localllama doctor" in plan.idle_gpu(chosen, cpu_only, Want())
+    assert plan.idle_gpu(chosen, hardware.described(16 * GB), Want()) == ""
+
+
 # what is chosen
 
 

@@ -174,6 +174,26 @@ def test_an_idle_model_makes_room_and_says_so(
     assert [running.record.pid for running in runner.running()] == [second.pid]
 
 
+def test_an_idle_model_leaves_a_gpu_to_another(runner: Runner, model: Installed) -> None:
+    def probe() -> Hardware:
+        """A machine with a GPU that holds one model; llama.cpp itself computes on the CPU."""
+        held = sum(running.record.label.gpu_bytes for running in runner.running())
+        free = 160_000_000 - held + Run().reserve_bytes
+        return hardware.described(hardware.memory().available_bytes, (free,))
+
+    crowded = Runner(runner.store, Config(), runner.paths, probe=probe)
+    want = replace(WANT, kv_type="f16")
+    with crowded.open(model, want) as first:
+        assert first.record.label.gpu_layers == first.record.label.layers
+        assert cli.data("ps")["models"][0]["processor"] == "100% GPU"
+    with crowded.open(model, replace(want, no_gpu=True)) as second:
+        assert second.record.label.gpu_bytes == 0
+    with crowded.open(model, replace(want, kv_type="f32")) as third:
+        assert third.record.label.gpu_layers == third.record.label.layers
+    left = {running.record.id for running in runner.running()}
+    assert left == {second.record.id, third.record.id}  # what holds nothing on the GPU stays
+
+
 def tight(store: Store, runner: Runner, room_bytes: int) -> Runner:
     """Return a runner on a machine where one worker leaves no memory for another."""
 

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from localllama.cli import output
 from localllama.cli.app import App, complete_installed, json_option
@@ -40,6 +41,7 @@ class Figures:
     time_to_first_token_seconds: float  # of the prompt
     load_seconds: float
     peak_memory_bytes: int  # of the worker, 0 = unknown
+    devices: list[dict[str, Any]]  # bytes of weights, KV cache and compute buffers on each
 
 
 @click.command("bench", epilog=_EXAMPLES)
@@ -102,6 +104,10 @@ def measure(
         time_to_first_token_seconds=median(waiting[1:]),
         load_seconds=engine.ready.load_seconds,
         peak_memory_bytes=_peak_memory_bytes(engine.pid),
+        devices=[
+            {**msgspec.structs.asdict(held), "total_bytes": held.total_bytes}
+            for held in engine.ready.devices
+        ],
     )
 
 
@@ -179,6 +185,7 @@ def _table(figures: Figures) -> str:
         ("load", output.duration(figures.load_seconds)),
         ("peak memory", output.size(figures.peak_memory_bytes)),
         ("context", f"{figures.context_length} tokens"),
+        *((held["device"], output.size(held["total_bytes"])) for held in figures.devices),
     ]
     width = max(len(label) for label, _ in rows) + 2
     return "\n".join(f"{label:<{width}}{value}" for label, value in rows)

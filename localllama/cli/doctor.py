@@ -6,6 +6,7 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def doctor_command(as_json: bool) -> None:
     app = App.start()
     facts = collect(app)
     snapshots_bytes = sum(size for _, size in snapshots.files(app.paths.snapshots))
+    errors = plan.errors(plan.loads(app.paths.loads_file))
     found = list(checks.troubles(facts))
     if as_json:
         machine = asdict(facts.hardware)
@@ -45,12 +47,14 @@ def doctor_command(as_json: bool) -> None:
             {
                 "hardware": machine,
                 "nvidia": nvidia,
+                "planner": [asdict(error) for error in errors],
                 "troubles": troubles,
                 "snapshots_bytes": snapshots_bytes,
             }
         )
         return
     _show(facts.hardware)
+    _show_planner(errors)
     if snapshots_bytes:
         output.result(
             f"\n{output.size(snapshots_bytes)} of earlier conversations are kept computed in "
@@ -153,6 +157,27 @@ def _nvidia_names() -> tuple[str, ...]:
     if names or not Path("/proc/driver/nvidia/gpus").is_dir():
         return names
     return tuple("an NVIDIA GPU" for _ in Path("/proc/driver/nvidia/gpus").iterdir())
+
+
+def _show_planner(errors: Sequence[plan.Error]) -> None:
+    if not errors:
+        return
+    output.result("\nThe planner's largest errors, measured at real loads:")
+    output.table(
+        ("ARCHITECTURE", "DEVICE", "LLAMA.CPP", "LOADS", "WEIGHTS", "KV CACHE", "COMPUTE"),
+        [
+            (
+                error.architecture,
+                error.device,
+                error.build,
+                str(error.loads),
+                f"{error.weights:+.1%}",
+                f"{error.kv:+.1%}",
+                f"{error.compute:+.1%}",
+            )
+            for error in errors
+        ],
+    )
 
 
 def _show(machine: Hardware) -> None:

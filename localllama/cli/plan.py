@@ -84,7 +84,8 @@ def plan_command(
             return
         paths, info = found[0]
         wish = planned(want, info, app.config)
-        chosen = plan.fit(info, machine, wish)
+        known = plan.ratios(plan.loads(app.paths.loads_file), info.architecture, machine.llama_cpp)
+        chosen = plan.fit(info, machine, wish, known)
         if not is_described:
             chosen = _measured(chosen, paths, machine, wish)
     _show(info, chosen, plan.idle_gpu(chosen, machine, wish), as_json=as_json)

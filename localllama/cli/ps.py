@@ -40,9 +40,11 @@ def ps_command(as_json: bool) -> None:
 def processor(running: Running) -> str:
     """Return where the model is, as Ollama says it: ``100% GPU``, ``48%/52% CPU/GPU``."""
     label = running.record.label
-    gpu = round(100 * label.gpu_bytes / label.size_bytes) if label.size_bytes else 0
-    if gpu in (0, 100):
-        return "100% GPU" if gpu else "100% CPU"
+    if not label.gpu_layers:
+        return "100% CPU"
+    if label.gpu_layers == label.layers:  # what is left on the host is no layer
+        return "100% GPU"
+    gpu = round(100 * label.gpu_bytes / label.size_bytes)
     return f"{100 - gpu}%/{gpu}% CPU/GPU"
 
 
@@ -69,6 +71,8 @@ def _facts(running: Running) -> dict[str, Any]:
         "size_bytes": record.label.size_bytes,
         "gpu_bytes": record.label.gpu_bytes,
         "processor": processor(running),
+        "devices": {held.device: held.total_bytes for held in record.label.devices},
+        "explanation": record.label.explanation,
         "context_length": record.context_length,
         "pid": record.pid,
         "started_at": record.started_at,

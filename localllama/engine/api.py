@@ -152,14 +152,33 @@ class Loading(msgspec.Struct, frozen=True, tag="loading"):
     fraction: float
 
 
+class DeviceBytes(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded model takes of one device; ``other_bytes``: Python, libraries, vocabulary."""
+
+    device: str  # CPU, or as ggml calls it
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    compute_bytes: int = 0
+    other_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything together."""
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.other_bytes
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The model is loaded. ``template`` says which chat template is used and where it is from."""
+    """The model is loaded. ``template`` says which chat template is used and where it is from.
+
+    ``devices`` has what llama.cpp allocated.
+    """
 
     context_length: int
     trained_context_length: int
     template: str
     load_seconds: float
     system_info: str = ""
+    devices: tuple[DeviceBytes, ...] = ()
 
 
 class Prefill(msgspec.Struct, frozen=True, tag="prefill"):

@@ -10,12 +10,13 @@ from time import perf_counter
 import psutil
 
 from localllama import hardware
-from localllama.engine.api import Generate, LoadOptions, Ready
+from localllama.engine.api import DeviceBytes, Generate, LoadOptions, Ready
 from localllama.engine.embedding import Embedder
 from localllama.engine.prompter import Prompter
 from localllama.errors import InvalidParameter
-from localllama.native import ggml
+from localllama.native import ggml, measure
 from localllama.native.llama import Library
+from localllama.plan import HOST
 
 # Beyond what any rope scaling is used for; llama.cpp spends minutes and all memory on 2**30.
 _LONGEST_CONTEXT_FACTOR = 32
@@ -31,8 +32,16 @@ class LoadedModel:
     def __init__(self, options: LoadOptions, on_progress: Callable[[float], object]) -> None:
         """Load; raises what native.llama raises, InvalidParameter, InvalidTemplate."""
         begun = perf_counter()
-        library = Library(sys.stderr.write)
-        ggml.add_rpc_servers(hardware.rpc_servers_of(os.environ))
+        buffers: list[str] = []
+
+        def log(line: str) -> None:
+            sys.stderr.write(line)
+            if "buffer size" in line:
+                buffers.append(line)
+
+        library = Library(log)
+        if options.gpu_layers:  # a server has one client at a time
+            ggml.add_rpc_servers(hardware.rpc_servers_of(os.environ))
         model = library.load(
             options.paths,
             gpu_layers=options.gpu_layers,
@@ -76,6 +85,7 @@ class LoadedModel:
             template=self.prompter.origin,
             load_seconds=perf_counter() - begun,
             system_info=library.system_info,
+            devices=_held("".join(buffers)),
         )
 
     def kept_tokens(self, request: Generate, tokens: Sequence[int]) -> int:
@@ -89,6 +99,32 @@ class LoadedModel:
                 "use the context policy drop-oldest or stop, or a longer context (--ctx)",
             )
         return self.prompter.kept_tokens(request, tokens)
+
+
+def _held(log: str) -> tuple[DeviceBytes, ...]:
+    """What llama.cpp's log says that each device holds; what is no GPU's is the host's."""
+    found = measure.parse(log)
+    gpus = {
+        device.buffer: device.name for device in ggml.devices() if device.kind in ("gpu", "igpu")
+    }
+
+    def on(device: str, *figures: dict[str, int]) -> int:
+        return sum(
+            size
+            for sizes in figures
+            for buffer, size in sizes.items()
+            if gpus.get(buffer, HOST) == device
+        )
+
+    return tuple(
+        DeviceBytes(
+            device=device,
+            weights_bytes=on(device, found.weights_bytes),
+            kv_bytes=on(device, found.kv_bytes),
+            compute_bytes=on(device, found.compute_bytes, found.output_bytes),
+        )
+        for device in (*gpus.values(), HOST)
+    )
 
 
 def _require_possible(context_length: int, trained_context_length: int) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from localllama.engine import wire
+from localllama.engine.api import DeviceBytes
 from localllama.engine.protocol import WORKER, Answered, Asked, Forget, Inquire, Status, Stop
 from localllama.errors import EngineError
 from localllama.files import write_atomic
@@ -43,9 +44,12 @@ class Label(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""
     name: str = ""  # of the model, as it was asked for
     digest: str = ""
-    device_bytes: dict[str, int] = {}
+    architecture: str = ""
+    devices: tuple[DeviceBytes, ...] = ()  # as planned
     mapped_bytes: int = 0
     asked_context: int = 0
+    layers: int = 0  # the output counts as one
+    gpu_layers: int = 0
     explanation: str = ""  # where it runs and with what context, in a sentence
     idle_gpu: str = ""  # why a GPU computes nothing of it
 
@@ -53,6 +57,11 @@ class Label(msgspec.Struct, frozen=True, kw_only=True):
     def size_bytes(self) -> int:
         """What it takes on all devices."""
         return sum(self.device_bytes.values())
+
+    @property
+    def device_bytes(self) -> dict[str, int]:
+        """What it takes of each device."""
+        return {held.device: held.total_bytes for held in self.devices}
 
     @property
     def gpu_bytes(self) -> int:

@@ -7,6 +7,7 @@ from localllama.plan.estimate import memory_bytes
 from localllama.plan.explain import idle_gpu, rows, sentence
 from localllama.plan.fit import alternatives, fit
 from localllama.plan.formula import KV_TYPES, recurrent
+from localllama.plan.learned import Error, Load, errors, kind_of, loads, ratios, record
 from localllama.plan.types import HOST, MOST, SMALLEST_USEFUL_CONTEXT, Plan, Use, Want
 
 __all__ = [
@@ -14,15 +15,22 @@ __all__ = [
     "KV_TYPES",
     "MOST",
     "SMALLEST_USEFUL_CONTEXT",
+    "Error",
+    "Load",
     "Plan",
     "Use",
     "Want",
     "alternatives",
     "corrected",
+    "errors",
     "fit",
     "idle_gpu",
+    "kind_of",
+    "loads",
     "memory_bytes",
     "options",
+    "ratios",
+    "record",
     "recurrent",
     "rows",
     "sentence",

@@ -6,7 +6,7 @@ context or a KV cache of q8_0; some layers there; the host alone. What was asked
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -15,6 +15,7 @@ from localllama.errors import DoesNotFit, InvalidParameter
 from localllama.gguf_file import ModelInfo
 from localllama.hardware import Device, Hardware
 from localllama.plan.formula import Compute, Model, cells_for, row_bytes
+from localllama.plan.learned import kind_of
 from localllama.plan.types import HOST, MOST, SMALLEST_USEFUL_CONTEXT, Plan, Use, Want
 
 T = TypeVar("T")
@@ -28,18 +29,22 @@ _KV_SHARE = 4  # by default the KV cache takes at most one part in so many
 _SMALLEST_CONTEXT = 512  # that is worth naming as a choice
 
 
-def fit(info: ModelInfo, hardware: Hardware, want: Want) -> Plan:
+def fit(
+    info: ModelInfo, hardware: Hardware, want: Want, corrections: Mapping[str, float] | None = None
+) -> Plan:
     """Return how to load the model that ``info`` describes on this machine.
 
-    Raises DoesNotFit with up to three choices that fit, InvalidParameter for an unknown KV type.
+    ``corrections`` multiply the compute buffers by kind of device, as loads have taught. Raises
+    DoesNotFit with up to three choices that fit, InvalidParameter for an unknown KV type.
     """
-    fitter = _Fitter(info, hardware, want)
+    fitter = _Fitter(info, hardware, want, corrections or {})
     plan = fitter.best()
     if plan is None:
         failed = fitter.smallest()
         if want.force:
             return failed
-        raise _does_not_fit(failed, info, hardware, want)
+        choices = alternatives(info, hardware, want, corrections)
+        raise _does_not_fit(failed, [text for text, _ in choices], hardware, want)
     if want.require_gpu and not plan.gpu_layers:
         raise _no_gpu(fitter.gpus)
     return plan
@@ -57,11 +62,14 @@ class _Load:
 class _Fitter:
     """Tries ways to load one model on one machine."""
 
-    def __init__(self, info: ModelInfo, hardware: Hardware, want: Want) -> None:
+    def __init__(
+        self, info: ModelInfo, hardware: Hardware, want: Want, corrections: Mapping[str, float]
+    ) -> None:
         self.gpus = () if want.no_gpu else hardware.gpus
         self._model = Model.of(info, hardware.cpu_features)
         self._trained = info.context_length
         self._want = want
+        self._corrections = corrections
         self._host_bytes = max(0, hardware.memory.available_bytes - want.reserve_bytes)
         self._budgets = _budgets(self.gpus, want)
         # On the host beside a GPU that pins memory, nothing is repacked.
@@ -217,7 +225,7 @@ class _Fitter:
             layers=len(layers),
             weights_bytes=here.weights_bytes,
             kv_bytes=here.kv_bytes(compute.cells, load.kv_type),
-            compute_bytes=compute_bytes,
+            compute_bytes=self._corrected(gpu.name, compute_bytes),
             available_bytes=self._budgets[index],
         )
 
@@ -233,13 +241,16 @@ class _Fitter:
             layers=layers,
             weights_bytes=weights if mmap else weights - repacked,
             kv_bytes=self._model.sums[layers].kv_bytes(compute.cells, load.kv_type),
-            compute_bytes=compute_bytes + compute.scores_bytes(sequences),
+            compute_bytes=self._corrected(HOST, compute_bytes + compute.scores_bytes(sequences)),
             available_bytes=self._host_bytes,
             repacked_bytes=repacked,
             process_bytes=_PROCESS_BYTES
             + _TOKEN_BYTES * self._model.vocabulary
             + compute.scores_bytes(compute.outputs - sequences),
         )
+
+    def _corrected(self, device: str, compute_bytes: int) -> int:
+        return round(compute_bytes * self._corrections.get(kind_of(device), 1))
 
     def _fits(self, uses: tuple[Use, ...]) -> bool:
         if any(use.total_bytes > use.available_bytes for use in uses):
@@ -301,7 +312,9 @@ def _no_gpu(gpus: tuple[Device, ...]) -> DoesNotFit:
     )
 
 
-def _does_not_fit(failed: Plan, info: ModelInfo, hardware: Hardware, want: Want) -> DoesNotFit:
+def _does_not_fit(
+    failed: Plan, choices: Sequence[str], hardware: Hardware, want: Want
+) -> DoesNotFit:
     """Explain by the whole machine, or by the device that lacks most, and name what would fit."""
     gpus = () if want.no_gpu else hardware.gpus
     extra = sum(
@@ -311,7 +324,6 @@ def _does_not_fit(failed: Plan, info: ModelInfo, hardware: Hardware, want: Want)
     needed, available, where = over.total_bytes, over.available_bytes, f"memory on {over.device}"
     if over.device == HOST:
         available, where = available + extra, "memory"
-    choices = [text for text, _ in alternatives(info, hardware, want)]
     return DoesNotFit(
         f"the model needs {needed / 1e9:.1f} GB of {where} with a context of "
         f"{failed.context_length} tokens, and {available / 1e9:.1f} GB are available",
@@ -324,7 +336,9 @@ def _does_not_fit(failed: Plan, info: ModelInfo, hardware: Hardware, want: Want)
     )
 
 
-def alternatives(info: ModelInfo, hardware: Hardware, want: Want) -> list[tuple[str, Plan]]:
+def alternatives(
+    info: ModelInfo, hardware: Hardware, want: Want, corrections: Mapping[str, float] | None = None
+) -> list[tuple[str, Plan]]:
     """Return up to three changes of ``want`` that make it fit, the nearest first."""
     asked = replace(want, force=False, require_gpu=False)
     most = replace(asked, context_length=MOST)
@@ -344,7 +358,7 @@ def alternatives(info: ModelInfo, hardware: Hardware, want: Want) -> list[tuple[
         changes.append(("no --gpu-memory", replace(asked, gpu_memory_bytes=())))
     found: list[tuple[str, Plan]] = []
     for text, changed in changes:
-        plan = _Fitter(info, hardware, changed).best()
+        plan = _Fitter(info, hardware, changed, corrections or {}).best()
         shortest = found[-1][1].context_length if found and found[-1][1].kv_type == "f16" else 0
         if plan is not None and len(found) < 3 and plan.context_length != shortest:
             found.append((text.format(plan.context_length), plan))
