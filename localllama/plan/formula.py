@@ -147,14 +147,16 @@ class Compute:
 
     def layers_bytes(self) -> int:
         """On the host, where it computes layers."""
-        return max(self._rows(self._layer_elements()) + self._mask(), self.logits_bytes())
+        layer = self._rows(self._layer_elements()) + self._gathered_bytes() + self._mask()
+        return max(layer, self.logits_bytes())
 
     def gpu_layers_bytes(self, *, first: bool) -> int:
         """On a GPU that computes layers; the first one has less to keep for the others."""
         extra = 0 if not self.pipelined else 4 if first else 8
         elements = self._layer_elements() + (extra - 1) * self.model.embedding
         elements += self._cast_elements() * (self._copies() - 1)
-        return max(self._rows(elements) + self._copies() * self._mask(), self.logits_bytes())
+        layer = self._rows(elements) + self._gathered_bytes() + self._copies() * self._mask()
+        return max(layer, self.logits_bytes())
 
     def input_bytes(self) -> int:
         """On the host, where GPUs compute all layers."""
@@ -169,6 +171,10 @@ class Compute:
     def scores_bytes(self, rows: int) -> int:
         """Scores for the host to read: a row a sequence at first, then as many as are computed."""
         return _FLOAT * rows * self.model.vocabulary
+
+    def _gathered_bytes(self) -> int:
+        """The rows of the last layer that scores are computed of, and what is added to them."""
+        return _FLOAT * 2 * self.outputs * self.model.embedding
 
     def _layer_elements(self) -> int:
         model = self.model

@@ -15,7 +15,7 @@ from pathlib import Path
 from localllama.files import write_atomic
 
 _KEPT = 100
-_SMALLEST, _LARGEST = 0.5, 4.0  # beyond these a ratio says that something else is wrong
+_LARGEST_RATIO = 4.0  # a larger one says that something else is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,15 @@ def record(file: Path, more: Iterable[Load]) -> None:
 def ratios(loads: Iterable[Load], architecture: str, build: str) -> dict[str, float]:
     """Return by what to multiply the compute buffers of each kind of device, where loads tell it.
 
-    The largest ratio counts: a buffer that is smaller than planned does no harm.
+    The largest ratio above 1 counts: a buffer that is smaller than planned does no harm, and those
+    of another context or KV type may not be.
     """
     found: dict[str, float] = {}
     for load in loads:
         is_alike = (load.build, load.architecture) == (build, architecture)
         if is_alike and load.planned_compute_bytes and load.compute_bytes:
-            ratio = load.compute_bytes / load.planned_compute_bytes
-            ratio = min(_LARGEST, max(_SMALLEST, ratio))
-            found[load.device] = max(ratio, found.get(load.device, 0))
+            ratio = min(_LARGEST_RATIO, load.compute_bytes / load.planned_compute_bytes)
+            found[load.device] = max(ratio, found.get(load.device, 1.0))
     return found
 
 
