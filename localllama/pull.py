@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,18 @@ def canonical(name: ModelName, known: Catalog) -> ModelName:
     with contextlib.suppress(LocalLlamaError):
         return catalog.resolve(name, known).name
     return names.own(str(name))
+
+
+def full_name(text: str, store: Store, known: Callable[[], Catalog]) -> ModelName:
+    """Return the full name that ``text`` stands for: an installed one first, else the catalog's.
+
+    Raises InvalidName.
+    """
+    name = parse(text)
+    if name.source is not Source.CATALOG:
+        return name
+    full = names.own(text)
+    return full if store.find(full) is not None else canonical(name, known())
 
 
 def look(

@@ -64,17 +64,9 @@ class App:
 
     def name(self, text: str) -> ModelName:
         """Return the full name ``text`` stands for: an installed one first, else the catalog's."""
-        from localllama import names
-
-        name = names.parse(text)
-        if name.source is not names.Source.CATALOG:
-            return name
-        full = names.own(text)
-        if self.store.find(full) is not None:
-            return full
         from localllama import pull
 
-        return pull.canonical(name, self.catalog)
+        return pull.full_name(text, self.store, lambda: self.catalog)
 
     def installed(self, text: str) -> Installed:
         """Return the installed model called ``text``; raises ModelNotFound with near misses."""

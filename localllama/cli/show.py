@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
-from localllama import names
+from localllama import model_card, names
 from localllama.cli import output
 from localllama.cli.app import App, complete_installed, json_option
 from localllama.engine import sampling
@@ -77,26 +76,18 @@ def describe(
     if part == "info":
         return "\n".join(_info(app, model))
     if part == "license":
-        return licence(app, model)
+        return model_card.licence(app.store, model)
     if part == "modelfile":
-        return "\n".join(_modelfile(app, model))
+        return model_card.modelfile(app.store, app.config, model)
     if part == "parameters":
         return "\n".join(_parameters(app, model, chat or {}))
     if part == "system":
         return model.system
     if part == "template":
-        return model.template or _header(app, model).chat_template or model.fallback_template
+        return model_card.template(app.store, model)
     raise UsageProblem(
         f"there is no {part!r} to show", "info, license, modelfile, parameters, system or template"
     )
-
-
-def licence(app: App, model: Installed) -> str:
-    """Return the licence's text where we have it, else its name and link."""
-    text = app.store.text(model, "license") or str(model.licence.get("text", ""))
-    terms = [str(model.licence[key]) for key in ("name", "link") if model.licence.get(key)]
-    notice = str(model.licence.get("notice", ""))
-    return "\n\n".join(filter(None, (notice, text or "\n".join(terms))))
 
 
 def _info(app: App, model: Installed) -> Iterator[str]:
@@ -131,7 +122,7 @@ def _info(app: App, model: Installed) -> Iterator[str]:
     ]
     yield from _section("Parameters", rows)
     yield from _section("System", [("", line) for line in model.system.splitlines()[:8]])
-    terms = licence(app, model).splitlines()
+    terms = model_card.licence(app.store, model).splitlines()
     yield from _section("License", [("", line) for line in terms[:2]])
 
 
@@ -157,29 +148,6 @@ def _parameters(app: App, model: Installed, chat: Mapping[str, object]) -> Itera
             yield f"{name.ljust(width)}  {value!s:<12}  model"
 
 
-def _modelfile(app: App, model: Installed) -> Iterator[str]:
-    yield f"# Modelfile of {model.name}, written by localllama show"
-    weights = app.store.linked(model) if model.weights[0].sha256 else (model.weights[0].name,)
-    yield f"FROM {weights[0]}"
-    if model.template:
-        yield f'TEMPLATE """{model.template}"""'
-    if model.system:
-        yield f'SYSTEM """{model.system}"""'
-    resolved = sampling.resolve(parameter_layers(model, app.config))
-    chosen = {
-        n: getattr(resolved.sampling, n) for n, o in resolved.origins.items() if o != "default"
-    }
-    others = {n: v for n, v in model.parameters.items() if not sampling.known({n: v})}
-    for name, value in (chosen | others).items():
-        name = "num_predict" if name == "max_tokens" else name  # as Ollama spells it
-        for item in value if isinstance(value, list | tuple) else [value]:
-            yield f"PARAMETER {name} {json.dumps(item, ensure_ascii=False)}"
-    for message in model.messages:
-        yield f'MESSAGE {message["role"]} """{message["content"]}"""'
-    if text := licence(app, model):
-        yield f'LICENSE """{text}"""'
-
-
 def _facts(app: App, model: Installed, *, verbose: bool) -> dict[str, Any]:
     facts = {
         **model.summary(),
@@ -196,12 +164,12 @@ def _facts(app: App, model: Installed, *, verbose: bool) -> dict[str, Any]:
         ],
     }
     if verbose:
-        facts["metadata"] = _header(app, model).metadata
+        facts["metadata"] = model_card.header(app.store, model).metadata
     return facts
 
 
 def _everything(app: App, model: Installed) -> Iterator[str]:
-    header = _header(app, model)
+    header = model_card.header(app.store, model)
     yield "  Metadata"
     for key, value in header.metadata.items():
         yield f"    {key} = {str(value)[:200]}"
@@ -210,13 +178,3 @@ def _everything(app: App, model: Installed) -> Iterator[str]:
     for tensor in header.tensors:
         shape = " x ".join(str(length) for length in tensor.shape)
         yield f"    {tensor.name}    {tensor.type}    [{shape}]"
-
-
-def _header(app: App, model: Installed) -> Any:
-    from localllama import gguf_file
-
-    if not model.weights[0].sha256:
-        paths: list[Path] = [Path(file.name) for file in model.weights]
-    else:
-        paths = list(app.store.weights(model))
-    return gguf_file.read_split_info(paths) if len(paths) > 1 else gguf_file.read_info(paths[0])
