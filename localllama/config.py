@@ -44,6 +44,17 @@ class Run:
     history: bool = True  # keep chats on the disk
     snapshots_bytes: int = 2_000_000_000  # of conversations' KV states on disk; 0 = none
     reserve_bytes: int = 512 << 20  # stays free on every device
+    slots: int = 4  # replies at once from one worker: they share its cells, so more cost nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """How ``localllama serve`` meets its clients."""
+
+    host: str = "127.0.0.1"  # [scheme://]host[:port], as OLLAMA_HOST has it
+    origins: str = ""  # web pages that may ask, beside those of this machine; comma-separated
+    api_key: str = ""  # one or several, comma-separated; empty = everybody may ask
+    max_queue: int = 512  # requests that may wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,7 @@ class Config:
     models: str = ""  # another folder for the data, "" = the platform's
     network: Network = field(default_factory=Network)
     run: Run = field(default_factory=Run)
+    serve: Serve = field(default_factory=Serve)
     parameters: Mapping[str, Any] = field(default_factory=dict)  # default sampling parameters
 
 
@@ -72,6 +84,13 @@ _ENVIRONMENT = {
     "OLLAMA_KEEP_ALIVE": ("run", "keep_alive"),
     "LOCALLLAMA_KEEP_ALIVE": ("run", "keep_alive"),
     "LOCALLLAMA_SNAPSHOTS": ("run", "snapshots"),
+    "OLLAMA_CONTEXT_LENGTH": ("run", "ctx"),
+    "OLLAMA_NUM_PARALLEL": ("run", "slots"),
+    "LOCALLLAMA_NUM_PARALLEL": ("run", "slots"),
+    "OLLAMA_HOST": ("serve", "host"),
+    "OLLAMA_ORIGINS": ("serve", "origins"),
+    "OLLAMA_MAX_QUEUE": ("serve", "max_queue"),
+    "LOCALLLAMA_API_KEY": ("serve", "api_key"),
 }
 # key in the file -> field, where the file says it the way a person would
 _ALIASES = {
@@ -125,14 +144,14 @@ def load(file: Path, environ: Mapping[str, str] | None = None) -> Config:
             config = replace(config, models=_convert(value, str, where))
         elif key == "parameters":
             config = replace(config, parameters=_table(value, where))
-        elif key in ("network", "run"):
+        elif key in ("network", "run", "serve"):
             section = getattr(config, key)
             for name, item in _table(value, where).items():
                 section = _set(section, name, item, f"{where}.{name}")
             config = replace(config, **{key: section})
         else:
             raise InvalidConfig(
-                f"{file}: unknown key {key!r}", "known: models, network, run, parameters"
+                f"{file}: unknown key {key!r}", "known: models, network, run, serve, parameters"
             )
     for variable, (part, name) in _ENVIRONMENT.items():
         if (text := environ.get(variable)) is not None and (text or name == "offline"):

@@ -32,7 +32,6 @@ from localllama.paths import Paths
 from localllama.plan import HOST, Plan
 from localllama.store import Installed, Store
 
-_SLOTS = 4  # replies at once from one worker: they share its cells, so that more cost nothing
 _ATTEMPTS = 3  # a worker may end in the moment in which it is joined
 
 
@@ -76,7 +75,7 @@ def parameter_layers(model: Installed, config: Config) -> list[tuple[str, dict[s
 def planned(want: Want, info: ModelInfo, config: Config) -> plan.Want:
     """Return what to plan for: a worker that this module would start."""
     divisible = not plan.recurrent(info)
-    shape = LoadOptions(paths=(), context_length=0, slots=_SLOTS)
+    shape = LoadOptions(paths=(), context_length=0, slots=config.run.slots)
     return plan.Want(
         context_length=want.context_length,
         gpu_layers=want.gpu_layers,
@@ -158,6 +157,14 @@ class Runner:
         """End a worker at once, whoever uses it."""
         self.registry.stop(record, f"{record.label.name} was unloaded by localllama stop")
 
+    def release(self, model: Installed) -> None:
+        """Let the workers that hold a model end as soon as nobody uses them."""
+        for record in self.registry.records():
+            if record.label.digest == model.digest:
+                engine = Engine.join(record, self.registry, 0)
+                if engine is not None:
+                    engine.close()
+
     # joining
 
     def _join(self, model: Installed, want: Want) -> Engine | None:
@@ -235,7 +242,7 @@ class Runner:
             fallback_template=model.fallback_template,
             # More threads than the machine runs at once wait for each other at every step.
             threads=min(want.threads or self.config.run.threads, os.cpu_count() or 1),
-            slots=_SLOTS,
+            slots=self.config.run.slots,
             keep_alive_seconds=self._keep_alive(want),
             snapshots=SnapshotOptions(
                 str(self.paths.snapshots), self.config.run.snapshots_bytes, _identity(model)

@@ -241,6 +241,13 @@ class Engine:
         (answer,) = self._ask(Detokenize(tuple(tokens)), (Detokenized,))
         return answer.data
 
+    def keep(self, seconds: float) -> None:
+        """Let the worker stay so long after its last client has left; negative = for ever.
+
+        Raises WorkerDied, EngineError.
+        """
+        self._send(WORKER, KeepAlive(seconds))
+
     def _ask(self, request: Task, kinds: tuple[type[_T], ...]) -> Stream[_T]:
         inbox = _Inbox()
         return Stream(inbox, self._answers(inbox, request, kinds))
@@ -327,7 +334,7 @@ class Engine:
             raise _error(reply)
         return reply
 
-    def _send(self, id: int, request: Task | Cancel) -> None:
+    def _send(self, id: int, request: Task | Cancel | KeepAlive) -> None:
         if self._closed:
             raise EngineError("the model was unloaded")
         if self._death is not None:
