@@ -39,6 +39,7 @@ COMMANDS = {
     "prune": ("verify", "Remove files that no model uses"),
     "bench": ("bench", "Measure the speed and memory of a model"),
     "history": ("history", "List, search, show and take along saved chats"),
+    "serve": ("serve", "Serve models to programs that know Ollama or OpenAI"),
     "ps": ("ps", "List loaded models"),
     "stop": ("stop", "Unload models"),
     "login": ("login", "Save a Hugging Face token"),
