@@ -34,6 +34,7 @@ check: dev
 
 bench: dev
 	$(BIN)/python scripts/bench.py $(ARGS)
+	$(BIN)/python scripts/bench_server.py
 
 bench-convert: dev
 	$(BIN)/python scripts/bench_convert.py $(ARGS)

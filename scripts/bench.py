@@ -399,19 +399,25 @@ def llama_bench(setting: Setting, read: int, written: int) -> float:
 @contextmanager
 def server(setting: Setting, slots: int) -> Iterator[Callable[..., Answer] | None]:
     """llama-server with so many slots: ask_server() without its address; None without it."""
+    with server_port(setting, slots) as port:
+        yield partial(ask_server, f"http://127.0.0.1:{port}") if port else None
+
+
+@contextmanager
+def server_port(setting: Setting, slots: int) -> Iterator[int | None]:
+    """llama-server with so many slots: its port; None without it."""
     if not setting.llama_server:
         yield None
         return
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+        port: int = sock.getsockname()[1]
     command = [setting.llama_server, "-m", setting.model, "-t", str(setting.threads)]
     command += ["-np", str(slots), "-c", str(CONTEXT), "--port", str(port), "--no-webui"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
     try:
-        wait_for(f"{url}/health", process)
-        yield partial(ask_server, url)
+        wait_for(f"http://127.0.0.1:{port}/health", process)
+        yield port
     finally:
         process.terminate()
         try:
