@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -96,7 +96,7 @@ class Conversation:
 
     def reply(
         self, model: LoadedModel, sampling: Sampling, *, think: bool | None = None
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Reply to the last message, or go on with the reply at the end if it was cut.
 
         Text is saved before a second is over, whatever happens; what came of a reply is in

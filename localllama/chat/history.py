@@ -216,6 +216,16 @@ class History:
             db.execute("UPDATE chats SET leaf=? WHERE id=?", (leaf, chat))
         return branch(messages, leaf)
 
+    def questions(self, limit: int = 200) -> list[str]:
+        """Return the latest messages of the user, in all chats, the latest last."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT m.content FROM messages m JOIN chats c ON c.id = m.chat "
+                "WHERE m.role='user' AND c.deleted_at='' ORDER BY m.id DESC LIMIT ?",
+                (limit,),
+            )
+            return [row["content"] for row in rows][::-1]
+
     # searching
 
     def search(self, text: str, limit: int = 50) -> list[Hit]:

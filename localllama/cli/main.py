@@ -117,14 +117,23 @@ class Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="localllama", message="%(prog)s %(version)s")
 @click.option("--offline", is_flag=True, help="Refuse all network.")
+@click.option("--no-history", is_flag=True, help="The app keeps nothing of its chats on the disk.")
 @click.pass_context
-def cli(ctx: click.Context, offline: bool) -> None:
-    """Download, keep and chat with Llama-family models: offline, private, in the terminal."""
+def cli(ctx: click.Context, offline: bool, no_history: bool) -> int:
+    """Download, keep and chat with Llama-family models: offline, private, in the terminal.
+
+    Without a command, the app opens.
+    """
     if offline:
         # The environment carries it, so that every command reads it the same way.
         os.environ["LOCALLLAMA_OFFLINE"] = "1"
     if ctx.invoked_subcommand is None:
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            from localllama.cli.tui import start
+
+            return start(keep=not no_history)
         click.echo(ctx.get_help())
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

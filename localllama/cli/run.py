@@ -101,7 +101,7 @@ def run_command(
         raise InvalidParameter("there is nothing to reply to", "give a prompt or pipe a text in")
     chat: Chat | None = None
     if text is None:
-        history = _history(app, keep=not no_history, needed=resume or chat_id is not None)
+        history = open_history(app, keep=not no_history, needed=resume or chat_id is not None)
         chat = _chosen(history, chat_id, latest=resume)
         if no_history and chat is not None:
             raise InvalidParameter("a saved chat cannot go on without the history")
@@ -143,7 +143,7 @@ def run_command(
     return output.INTERRUPTED if answer.stopped else 0
 
 
-def _history(app: App, *, keep: bool, needed: bool) -> History:
+def open_history(app: App, *, keep: bool, needed: bool = False) -> History:
     """Open the saved chats, or something that forgets; trouble with them is no end unless needed.
 
     Raises HistoryError, StoreError.

@@ -1,0 +1,208 @@
+"""The app: what all screens share, and where they are registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from time import monotonic
+from typing import ClassVar
+
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+
+from localllama import catalog
+from localllama.chat.conversation import Conversation
+from localllama.chat.history import History
+from localllama.config import Config
+from localllama.engine import sampling
+from localllama.engine.api import Sampling
+from localllama.errors import LocalLlamaError
+from localllama.runner import Want, parameter_layers
+from localllama.store import Installed, Store
+from localllama.tui.messages import ModelChanged
+from localllama.tui.models import Models, Opener
+from localllama.tui.replies import Reply
+from localllama.tui.screens.chat import ChatScreen
+from localllama.tui.widgets.status import State
+
+
+class LocalLlamaApp(App[None]):
+    """Chats with the models of ``store``, opened by ``runner``, kept in ``history``."""
+
+    TITLE = "localllama"
+    CSS_PATH = "styles.tcss"
+    SCREENS: ClassVar[dict[str, Callable[[], Screen[None]]]] = {"chat": ChatScreen}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f1", "help", "Help", priority=True),
+        Binding("ctrl+q", "quit", "Quit", priority=True),
+    ]
+
+    def __init__(
+        self, runner: Opener, store: Store, config: Config, history: History | None = None
+    ) -> None:
+        super().__init__()
+        self.store = store
+        self.config = config
+        self.history = history or History.temporary()
+        self.models = Models(runner, self._model_changed)
+
+    async def on_mount(self) -> None:
+        """Show the chat, and load a model behind it."""
+        self.push_screen("chat")
+        if (model := self._first_model()) is not None:
+            self.load(model)
+        else:
+            self.call_after_refresh(self._welcome)
+
+    def _first_model(self) -> Installed | None:
+        """The model of the latest chat, else the configured one, else the latest installed."""
+        installed = {model.name: model for model in self.store.models()}
+        latest = [chat.model for chat in self.history.chats()[:1]]
+        configured = [name for name in installed if name == self.config.run.model]
+        wanted = [*latest, *configured, *installed]
+        return next((installed[name] for name in wanted if name in installed), None)
+
+    def _welcome(self) -> None:
+        from localllama.tui.screens.welcome import Welcome
+
+        known = catalog.load(user=self.store.paths.user_catalog)
+        self.push_screen(Welcome(self.store, known, self.config.network), self._welcomed)
+
+    def _welcomed(self, model: Installed | None) -> None:
+        if model is not None:
+            self.load(model)
+
+    # models
+
+    def load(self, model: Installed, context_length: int = 0) -> None:
+        """Begin to load a model."""
+        self.models.choose(model, Want(context_length=context_length))
+
+    def choose_model(self) -> None:
+        """Ask which of the installed models to load."""
+        from localllama.tui.screens.dialogs import Choose
+
+        models = {model.name: model for model in self.store.models()}
+        if not models:
+            self._welcome()
+            return
+        present = self.models.installed
+        options = [(name, f"{name}  {_quantization(model)}") for name, model in models.items()]
+
+        def chosen(name: str | None) -> None:
+            if name is not None:
+                self.load(models[name])
+
+        question = "Which model should reply?"
+        self.push_screen(Choose(question, options, present.name if present else ""), chosen)
+
+    def _model_changed(self) -> None:
+        """Called in any thread."""
+        if self.is_running:
+            for screen in self.screen_stack:
+                screen.post_message(ModelChanged())
+
+    def sampling(self, own: Mapping[str, object]) -> Sampling:
+        """Return the parameters that count for a chat with ``own`` ones."""
+        installed = self.models.installed
+        below = parameter_layers(installed, self.config) if installed else []
+        return sampling.resolve([("chat", own), *below]).sampling
+
+    def status(self, conversation: Conversation | None, reply: Reply | None) -> State:
+        """Return what the status line says."""
+        models = self.models
+        engine, installed = models.engine, models.installed
+        branch = conversation.branch if conversation else []
+        done = next(
+            (m.done for m in reversed(branch) if m.done and m.done.usage.prompt_tokens), None
+        )
+        state = State(
+            model=installed.name.removesuffix(":latest") if installed else "",
+            quantization=_quantization(installed) if installed else "",
+            activity=self._activity(reply),
+            context_length=engine.ready.context_length if engine else 0,
+            pinned=sum(message.pinned for message in branch),
+        )
+        if done is None:
+            return state
+        usage, timings = done.usage, done.timings
+        rate = usage.completion_tokens / timings.decode_seconds if timings.decode_seconds else 0.0
+        return replace(
+            state,
+            used_tokens=usage.prompt_tokens + usage.completion_tokens,
+            tokens_per_second=rate,
+            first_token_seconds=timings.first_token_seconds,
+        )
+
+    def _activity(self, reply: Reply | None) -> str:
+        if self.models.error is not None:
+            return "could not be loaded"
+        if self.models.loading:
+            return f"loading {self.models.fraction:.0%}"
+        if reply is None:
+            return ""
+        if reply.begun:
+            return f"replying {monotonic() - reply.started_at:.0f} s, Esc stops"
+        prefill = reply.prefill
+        return f"reading {prefill.done}/{prefill.total} tokens" if prefill else "waiting"
+
+    # telling
+
+    def tell(self, error: LocalLlamaError) -> None:
+        """Show what went wrong and what to do about it."""
+        self.notify(f"{error.message}. {error.hint}".strip(), severity="error", markup=False)
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Show an error of what is done inside."""
+        try:
+            yield
+        except LocalLlamaError as error:
+            self.tell(error)
+
+    # actions
+
+    def action_help(self) -> None:
+        """Show all keys that do something here, or hide them."""
+        from textual.css.query import NoMatches
+        from textual.widgets import HelpPanel
+
+        try:
+            self.screen.query_one(HelpPanel)
+        except NoMatches:
+            self.action_show_help_panel()
+        else:
+            self.action_hide_help_panel()
+
+    def action_focus_previous_message(self) -> None:
+        """Go to the message above."""
+        self.screen.focus_previous("MessageView")
+
+    def action_focus_next_message(self) -> None:
+        """Go to the message below."""
+        self.screen.focus_next("MessageView")
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """Yield every action, for the command palette."""
+        yield from super().get_system_commands(screen)
+        for active in screen.active_bindings.values():
+            binding = active.binding
+            if binding.description and active.enabled:
+                run = partial(active.node.run_action, binding.action)
+                yield SystemCommand(binding.description, active.tooltip or binding.key, run)
+
+    async def action_quit(self) -> None:
+        """Save everything and leave."""
+        for screen in self.screen_stack:
+            if isinstance(screen, ChatScreen):
+                screen.leave()
+        if (engine := self.models.leave()) is not None:
+            engine.close()
+        self.exit()
+
+
+def _quantization(model: Installed) -> str:
+    return str(model.info.get("quantization", ""))

@@ -1,0 +1,149 @@
+"""What is done with whole chats: listed, searched, renamed, deleted, taken along."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from localllama.chat import export
+from localllama.errors import InvalidParameter
+from localllama.files import storing, write_atomic
+from localllama.tui.screens.dialogs import Ask
+from localllama.tui.widgets.sidebar import Sidebar
+
+if TYPE_CHECKING:
+    from localllama.tui.screens.chat import ChatScreen
+
+
+class ChatActions:
+    """The chats beside a chat screen."""
+
+    def __init__(self, screen: ChatScreen) -> None:
+        self._screen = screen
+        self._deleted: list[int] = []  # what undo brings back, the latest last
+
+    def refresh(self) -> None:
+        """List the chats anew, or what is searched for."""
+        sidebar, history = self._screen.query_one(Sidebar), self._screen.app.history
+        if sidebar.words:
+            sidebar.show_hits(history.search(sidebar.words), self._current)
+        else:
+            sidebar.show_chats(history.chats(), self._current)
+
+    def mark(self, chat: int | None) -> None:
+        """Put the cursor of the list on a chat."""
+        self._screen.query_one(Sidebar).mark(chat)
+
+    @property
+    def _current(self) -> int | None:
+        conversation = self._screen.conversation
+        return conversation.chat.id if conversation else None
+
+    async def wish(self, what: str, chat: int) -> None:
+        """Do with a chat what a key of the list says."""
+        if what == "undo":
+            await self.undo()
+        elif chat:
+            wishes = {
+                "rename": self.rename,
+                "pin": self.pin,
+                "delete": self.delete,
+                "duplicate": self.duplicate,
+                "export": self.export,
+            }
+            await wishes[what](chat)
+
+    async def rename(self, chat: int) -> None:
+        """Ask for another title."""
+        screen = self._screen
+
+        def renamed(title: str | None) -> None:
+            if title:
+                with screen.app.telling():
+                    screen.app.history.change(chat, title=title)
+                self.refresh()
+
+        screen.app.push_screen(
+            Ask("The title of the chat", screen.app.history.chat(chat).title), renamed
+        )
+
+    async def pin(self, chat: int) -> None:
+        """Keep a chat at the top, or no longer."""
+        history = self._screen.app.history
+        history.change(chat, pinned=not history.chat(chat).pinned)
+        self.refresh()
+
+    async def delete(self, chat: int) -> None:
+        """Delete a chat; undo() brings it back."""
+        screen = self._screen
+        if screen.replying(chat):
+            raise InvalidParameter("the model is still replying in that chat", "Esc stops it")
+        title = screen.app.history.chat(chat).title
+        screen.app.history.delete(chat)
+        self._deleted.append(chat)
+        if chat == self._current:
+            await screen.action_new()
+        self.refresh()
+        screen.notify(f"deleted: {title}. u in the list of chats brings it back", markup=False)
+
+    async def undo(self) -> None:
+        """Bring back what was deleted last."""
+        if not self._deleted:
+            raise InvalidParameter("nothing was deleted here", "localllama history list --deleted")
+        chat = self._screen.app.history.restore(self._deleted.pop())
+        self.refresh()
+        self.mark(chat.id)
+
+    async def duplicate(self, chat: int) -> None:
+        """Copy a chat."""
+        copy = self._screen.app.history.duplicate(chat)
+        self.refresh()
+        self.mark(copy.id)
+
+    async def export(self, chat: int) -> None:
+        """Ask for a file, whose name says whether it is Markdown or JSON."""
+        screen, history = self._screen, self._screen.app.history
+        words = re.sub(r"[^\w-]+", "-", history.chat(chat).title).strip("-").lower()
+
+        def write(name: str | None) -> None:
+            if name:
+                with screen.app.telling():
+                    self._write(chat, Path(name).expanduser())
+
+        question = "Write the chat to this file (.md to read, .json to import elsewhere)"
+        screen.app.push_screen(Ask(question, f"~/{words or 'chat'}.md"), write)
+
+    def _write(self, chat: int, file: Path) -> None:
+        history = self._screen.app.history
+        kept = history.chat(chat)
+        if file.suffix == ".json":
+            text = export.to_json(history, [kept])
+        else:
+            text = export.to_markdown(kept, history.messages(chat))
+        if file.exists():
+            raise InvalidParameter(f"{file} is there already", "choose another name")
+        with storing(file):
+            write_atomic(file, text.encode(), 0o600)
+        self._screen.notify(f"written to {file}", markup=False)
+
+    def take_in(self) -> None:
+        """Ask for a file of exported chats."""
+        screen = self._screen
+
+        def read(name: str | None) -> None:
+            if not name:
+                return
+            with screen.app.telling():
+                chats = export.from_json(screen.app.history, _bytes_of(Path(name).expanduser()))
+                screen.notify(f"{len(chats)} imported")
+            self.refresh()
+
+        screen.app.push_screen(Ask("Import chats from this JSON file", "~/"), read)
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InvalidParameter(f"cannot read {file}: {error.strerror}") from error

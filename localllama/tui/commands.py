@@ -1,0 +1,106 @@
+"""The slash commands of the chat screen: those of ``localllama run`` that make sense here."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from localllama.engine import sampling
+from localllama.errors import InvalidParameter
+from localllama.tui.widgets.sidebar import Sidebar
+
+if TYPE_CHECKING:
+    from localllama.tui.screens.chat import ChatScreen
+
+HELP = """\
+/set parameter NAME VALUE   a sampling parameter, or num_ctx
+/set system TEXT            the system prompt
+/set think | nothink        ask a thinking model to think, or not to
+/load MODEL                 another model
+/clear                      a new chat
+/history WORDS              search the chats
+/import                     take in exported chats
+/help                       all keys
+/bye                        leave"""
+
+
+class Commands:
+    """Carries out what begins with a slash."""
+
+    def __init__(self, screen: ChatScreen) -> None:
+        self._screen = screen
+        self._known: dict[str, Callable[[str], Awaitable[None]]] = {
+            "/set": self._set,
+            "/load": self._load,
+            "/clear": self._clear,
+            "/history": self._history,
+            "/import": self._import,
+            "/help": self._help,
+            "/?": self._help,
+            "/bye": self._bye,
+        }
+
+    async def run(self, line: str) -> None:
+        """Carry out a command; raises InvalidParameter and what it raises."""
+        word, _, rest = line.partition(" ")
+        if word not in self._known:
+            raise InvalidParameter(f"there is no command {word}", "/help lists them")
+        await self._known[word](rest.strip())
+
+    async def _set(self, text: str) -> None:
+        switch, _, value = text.partition(" ")
+        screen, value = self._screen, value.strip()
+        if switch == "parameter" and value:
+            self._parameter(*value.partition(" ")[::2])
+        elif switch == "system":
+            screen.system = value
+            if screen.conversation is not None:
+                screen.conversation.change(system=value)
+        elif switch in ("think", "nothink"):
+            screen.think = switch == "think"
+        else:
+            raise InvalidParameter(f"there is no /set {text}", "/set parameter | system | think")
+        screen.notify(f"set: {text}", markup=False)
+
+    def _parameter(self, name: str, value: str) -> None:
+        screen, value = self._screen, value.strip()
+        if name == "num_ctx":
+            if not value.isdecimal() or int(value) < 1 or screen.app.models.installed is None:
+                raise InvalidParameter(f"num_ctx must be a number of tokens, not {value!r}")
+            screen.app.load(screen.app.models.installed, int(value))
+            return
+        parameter = sampling.lookup(name)
+        conversation = screen.conversation
+        settings = conversation.chat.parameters if conversation else screen.settings
+        changed = {**settings, parameter.name: parameter.convert(value)}
+        screen.settings = changed
+        if conversation is not None:
+            conversation.change(parameters=changed)
+
+    async def _load(self, text: str) -> None:
+        app = self._screen.app
+        found = {model.name: model for model in app.store.models()}
+        for name in (text, f"{text}:latest"):
+            if name in found:
+                app.load(found[name])
+                return
+        raise InvalidParameter(
+            f"the model {text!r} is not installed", "Ctrl+O shows those that are"
+        )
+
+    async def _clear(self, _: str) -> None:
+        await self._screen.action_new()
+
+    async def _history(self, words: str) -> None:
+        self._screen.action_search()
+        self._screen.query_one(Sidebar).search(words)
+
+    async def _import(self, _: str) -> None:
+        self._screen.chats.take_in()
+
+    async def _help(self, _: str) -> None:
+        self._screen.notify(HELP, title="Commands", timeout=20, markup=False)
+        self._screen.app.action_help()
+
+    async def _bye(self, _: str) -> None:
+        await self._screen.app.action_quit()

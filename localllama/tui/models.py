@@ -1,0 +1,126 @@
+"""The loaded model of the app: opened in a thread of its own, so that nobody waits for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol
+
+from localllama.chat.conversation import LoadedModel
+from localllama.chat.session import Model
+from localllama.errors import LocalLlamaError, WorkerDied
+from localllama.runner import Want
+from localllama.store import Installed
+
+
+class Loaded(Model, Protocol):
+    """An engine that can be left."""
+
+    def close(self) -> None:
+        """Leave the worker, which stays warm for a while."""
+        ...
+
+
+class Opener(Protocol):
+    """Opens models, as the Runner does."""
+
+    def open(
+        self, model: Installed, want: Want, *, on_progress: Callable[[float], None] | None = None
+    ) -> Loaded:
+        """Return ``model`` loaded; raises what loading raises."""
+        ...
+
+
+class _Leaving(Exception):
+    """Nobody waits for the model any more."""
+
+
+class Models:
+    """At most one model at a time; ``changed`` is called in any thread when something happens."""
+
+    def __init__(self, opener: Opener, changed: Callable[[], None]) -> None:
+        self._opener = opener
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._turn = 0  # of the latest choice
+        self.installed: Installed | None = None
+        self.want = Want()
+        self.fraction = 0.0  # of the model that is loaded
+        self.error: LocalLlamaError | None = None
+        self._engine: Future[Loaded] = Future()
+
+    @property
+    def engine(self) -> Loaded | None:
+        """The loaded model, if it is there by now."""
+        engine = self._engine
+        return engine.result() if engine.done() and engine.exception() is None else None
+
+    @property
+    def loading(self) -> bool:
+        """Whether a model is on its way."""
+        return self.installed is not None and not self._engine.done()
+
+    def choose(self, installed: Installed, want: Want) -> None:
+        """Begin to load a model, and leave the one before."""
+        before = self.leave()
+        with self._lock:
+            self._turn += 1
+            self.installed, self.want = installed, want
+            self.fraction, self.error = 0.0, None
+            self._engine = Future()
+            arguments = (self._turn, self._engine, installed, want, before)
+        # A daemon: to read a large file takes long, and leaving the app should not.
+        threading.Thread(target=self._load, args=arguments, daemon=True).start()
+        self._changed()
+
+    def wait(self) -> LoadedModel:
+        """Return the model when it is loaded; raises what loading raises."""
+        engine, installed = self._engine, self.installed
+        assert installed is not None
+        try:
+            return LoadedModel(engine.result(), installed.name, installed.digest)
+        except _Leaving as error:
+            raise WorkerDied("another model was chosen before this one was loaded") from error
+
+    def again(self) -> None:
+        """Load the same model once more: its process has died."""
+        if self.installed is not None:
+            self.choose(self.installed, self.want)
+
+    def leave(self) -> Loaded | None:
+        """Give the model up; returns what is loaded, to be closed."""
+        with self._lock:
+            self._turn += 1  # what is being loaded stops at its next report
+            engine = self.engine
+            self._engine = Future()
+            self.installed = None
+        return engine
+
+    def _load(
+        self,
+        turn: int,
+        engine: Future[Loaded],
+        installed: Installed,
+        want: Want,
+        before: Loaded | None,
+    ) -> None:
+        def progress(fraction: float) -> None:
+            if turn != self._turn:
+                raise _Leaving
+            self.fraction = fraction
+            self._changed()
+
+        try:
+            if before is not None:
+                before.close()  # first: two models may not fit
+            opened = self._opener.open(installed, want, on_progress=progress)
+        except (LocalLlamaError, _Leaving) as error:
+            if isinstance(error, LocalLlamaError) and turn == self._turn:
+                self.error = error
+            engine.set_exception(error)
+        else:
+            engine.set_result(opened)
+            if turn != self._turn:
+                opened.close()
+        self._changed()

@@ -1,0 +1,445 @@
+"""The chat: conversations at the left, what was said, where one writes, what the model does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.widgets import Footer, Input, Static
+
+from localllama.chat.conversation import Conversation
+from localllama.chat.records import Attachment, StoredMessage, versions
+from localllama.errors import InvalidParameter, LocalLlamaError, WorkerDied
+from localllama.tui import attach
+from localllama.tui.chats import ChatActions
+from localllama.tui.commands import Commands
+from localllama.tui.messages import ModelChanged, ReplyChanged
+from localllama.tui.replies import Reply
+from localllama.tui.widgets.composer import Composer
+from localllama.tui.widgets.message import MessageView, estimate
+from localllama.tui.widgets.sidebar import ChatList, Sidebar
+from localllama.tui.widgets.status import StatusLine
+from localllama.tui.widgets.transcript import Transcript, place_of
+
+if TYPE_CHECKING:
+    from localllama.tui.app import LocalLlamaApp
+
+_FRAME_SECONDS = 1 / 30
+# Of the time at most so much goes into drawing a reply: on few cores the model decodes on all.
+_DRAWING_SHARE = 0.04
+_GOOD_BYE_SECONDS = 3.0
+_NARROW = 100  # columns, below which the sidebar is opened only to choose
+
+_EMPTY = """\
+A new conversation. Write below; Enter sends.
+
+F1 shows all keys, Ctrl+P finds every action, / begins a command, @file attaches a text."""
+
+
+class ChatScreen(Screen[None]):
+    """One chat at a time; replies to others go on behind it."""
+
+    app: LocalLlamaApp
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "stop", "Stop", priority=True),
+        Binding("ctrl+n", "new", "New chat", priority=True),
+        Binding("ctrl+s", "search", "Chats", priority=True),
+        Binding("ctrl+b", "sidebar", "Sidebar", show=False, priority=True),
+        Binding("ctrl+o", "model", "Model", priority=True),
+        Binding("ctrl+r", "again", "Again", priority=True),
+        Binding("ctrl+g", "go_on", "Go on", show=False, priority=True),
+        Binding("ctrl+t", "messages", "Messages", priority=True),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conversation: Conversation | None = None  # a chat begins with its first message
+        self.chats = ChatActions(self)
+        self.commands = Commands(self)
+        self.settings: dict[str, object] = {}  # of a chat that is not begun
+        self.system: str | None = None
+        self.think: bool | None = None
+        self._replies: dict[int, Reply] = {}
+        self._views: dict[int, MessageView] = {}  # of the replies, where their chat is shown
+        self._editing: int | None = None
+        self._draw_after = 0.0
+
+    def compose(self) -> ComposeResult:
+        """Make the parts."""
+        with Horizontal(id="body"):
+            yield Sidebar(id="sidebar")
+            with Vertical(id="talk"):
+                yield Transcript(id="transcript")
+                yield Static(id="attached", markup=False)
+                yield Composer(id="composer")
+        yield StatusLine(id="status")
+        yield Footer(show_command_palette=False)
+
+    async def on_mount(self) -> None:
+        """Begin with a new chat."""
+        self.query_one(Sidebar).set_class(self.app.size.width < _NARROW, "hidden")
+        self.query_one(Composer).past = self.app.history.questions()
+        self.chats.refresh()
+        await self.open(None)
+
+    # which chat
+
+    async def open(self, chat: int | None, message: int = 0) -> None:
+        """Show a chat, or a new one; ``message`` is the one to go to."""
+        reply = self._replies.get(chat) if chat is not None else None
+        if chat is None:
+            self.conversation = None
+        elif reply is not None:
+            self.conversation = reply.conversation
+        else:
+            self.conversation = Conversation(self.app.history, self.app.history.chat(chat))
+            if message and all(shown.id != message for shown in self.conversation.branch):
+                self.conversation.show(message)
+        self._editing = None
+        self.query_one(Composer).remove_class("editing")
+        await self._show()
+        self.chats.mark(chat)
+        if message:
+            self._go_to(message)
+        else:
+            self.query_one(Composer).focus()
+
+    async def _show(self) -> None:
+        """Show all of the present chat."""
+        transcript = self.query_one(Transcript)
+        self._views.clear()
+        conversation = self.conversation
+        if conversation is None:
+            await transcript.open([], {})
+            await transcript.mount(Static(_EMPTY, classes="empty", markup=False))
+        else:
+            reply = self._replies.get(conversation.chat.id)
+            branch = conversation.branch
+            shown = branch[:-1] if reply is not None and reply.goes_on else branch
+            await transcript.open(shown, self._versions(conversation.chat.id))
+            if reply is not None:
+                await self._follow(reply)
+        self._update_status()
+
+    def _versions(self, chat: int) -> dict[int, list[int]]:
+        return versions(self.app.history.messages(chat))
+
+    def _go_to(self, message: int) -> None:
+        for view in self.query_one(Transcript).views:
+            if view.message.id == message:
+                view.focus()
+                return
+
+    # saying something
+
+    @on(Composer.Sent)
+    async def _sent(self, event: Composer.Sent) -> None:
+        event.stop()
+        try:
+            if event.text.lstrip().startswith("/") and not event.attachments:
+                await self.commands.run(event.text.strip())
+                return
+            files = (*event.attachments, *attach.named_in(event.text, Path.cwd()))
+            await self.say(event.text.strip(), files)
+        except LocalLlamaError as error:
+            self.query_one(Composer).write(event.text, event.attachments)  # nothing is lost
+            self.app.tell(error)
+
+    async def say(self, text: str, files: tuple[Attachment, ...] = ()) -> None:
+        """Send a message, or another version of the one that is edited."""
+        self._need_model()
+        self._need_silence()
+        conversation = self.conversation or self._begin()
+        edited, self._editing = self._editing, None
+        self.query_one(Composer).remove_class("editing")
+        message = conversation.say(text, files, at=edited)
+        if edited is not None or len(conversation.branch) == 1:
+            await self._show()
+        else:
+            await self.query_one(Transcript).add(message)
+        await self._reply(conversation)
+        self.chats.refresh()
+
+    def _begin(self) -> Conversation:
+        installed, app = self.app.models.installed, self.app
+        assert installed is not None
+        chat = app.history.create(
+            model=installed.name,
+            system=installed.system if self.system is None else self.system,
+            parameters=self.settings,
+        )
+        self.conversation = Conversation(app.history, chat)
+        for preset in installed.messages:
+            self.conversation.add(preset["role"], preset["content"])
+        return self.conversation
+
+    async def _reply(self, conversation: Conversation) -> None:
+        """Let the model answer the end of the branch."""
+        models = self.app.models
+        if models.error is not None:
+            models.again()
+        reply = Reply(
+            conversation,
+            self.app.sampling(conversation.chat.parameters),
+            self.think,
+            models.wait,
+            self._changed,
+        )
+        self._replies[conversation.chat.id] = reply
+        await self._follow(reply)
+        reply.start()
+        self._update_status()
+
+    def _need_model(self) -> None:
+        if self.app.models.installed is None:
+            raise InvalidParameter("no model is chosen", "Ctrl+O shows the installed ones")
+
+    def _need_silence(self) -> None:
+        if self.conversation is not None and self.conversation.chat.id in self._replies:
+            raise InvalidParameter("the model is still replying", "Esc stops it")
+
+    # a reply on its way
+
+    def _changed(self, reply: Reply) -> None:
+        """Called in the reply's thread: ask for one drawing at a time."""
+        if not reply.told or reply.over:
+            reply.told = True
+            self.post_message(ReplyChanged(reply))
+
+    async def on_reply_changed(self, event: ReplyChanged) -> None:
+        """Draw the reply, but neither too often nor for too long."""
+        wait = self._draw_after - monotonic()
+        if wait > 0 and not event.reply.over:
+            self.set_timer(wait, lambda: self._draw(event.reply))
+        else:
+            await self._draw(event.reply)
+
+    async def _draw(self, reply: Reply) -> None:
+        begun = monotonic()
+        reply.told = False  # what comes from here on is told again
+        if reply.over:
+            await self._ended(reply)
+        elif (view := self._views.get(reply.conversation.chat.id)) is not None:
+            if reply.truncated is not None and not reply.truncation_shown:
+                reply.truncation_shown = True
+                await self.query_one(Transcript).left_out(reply.truncated, view)
+            view.show(reply.message, live=True)
+        self._update_status()
+        cost = monotonic() - begun
+        self._draw_after = begun + max(_FRAME_SECONDS, cost / _DRAWING_SHARE)
+
+    async def _follow(self, reply: Reply) -> None:
+        view = await self.query_one(Transcript).add(reply.message, live=True)
+        self._views[reply.conversation.chat.id] = view
+
+    async def _ended(self, reply: Reply) -> None:
+        chat = reply.conversation.chat.id
+        if self._replies.get(chat) is not reply:
+            return  # it was told twice
+        del self._replies[chat]
+        view = self._views.pop(chat, None)
+        if isinstance(reply.error, WorkerDied):
+            self.app.models.again()
+        if view is not None:
+            last = reply.conversation.branch[-1]
+            if reply.begun:
+                view.place = place_of(last, self._versions(chat))
+                view.show(last)
+            else:
+                await view.remove()
+            if reply.error is not None:
+                trouble = f"{reply.error.message}. {reply.error.hint}\nCtrl+R tries again."
+                transcript = self.query_one(Transcript)
+                await transcript.mount(Static(trouble, classes="trouble", markup=False))
+        elif reply.error is not None:
+            self.app.tell(reply.error)
+        self.chats.refresh()
+
+    def replying(self, chat: int) -> bool:
+        """Whether a reply is on its way in a chat."""
+        return chat in self._replies
+
+    def leave(self) -> None:
+        """Stop all replies and wait a little until they are saved."""
+        for reply in self._replies.values():
+            reply.stop(alone=True)
+        for reply in self._replies.values():
+            reply.wait(_GOOD_BYE_SECONDS)
+
+    # keys
+
+    def action_stop(self) -> None:
+        """Stop the reply; else leave what is being edited, or go back to the composer."""
+        conversation, composer = self.conversation, self.query_one(Composer)
+        reply = self._replies.get(conversation.chat.id) if conversation else None
+        if reply is not None:
+            reply.stop(alone=len(self._replies) == 1)
+        elif self._editing is not None:
+            self._editing = None
+            composer.remove_class("editing")
+            composer.write("")
+        elif self.app.size.width < _NARROW:
+            self.query_one(Sidebar).add_class("hidden")
+        composer.focus()
+
+    async def action_new(self) -> None:
+        """Begin a new chat."""
+        self.settings, self.system = {}, None
+        await self.open(None)
+
+    def action_sidebar(self) -> None:
+        """Show the conversations, or hide them."""
+        sidebar = self.query_one(Sidebar)
+        sidebar.toggle_class("hidden")
+        if sidebar.has_class("hidden"):
+            self.query_one(Composer).focus()
+        else:
+            self.query_one(ChatList).focus()
+
+    def action_search(self) -> None:
+        """Search all chats."""
+        self.query_one(Sidebar).remove_class("hidden")
+        self.query_one("#search", Input).focus()
+
+    def action_model(self) -> None:
+        """Choose another model."""
+        self.app.choose_model()
+
+    async def action_again(self) -> None:
+        """Reply to the last message: for the first time, or with another version."""
+        with self.app.telling():
+            conversation = self._conversation()
+            last = conversation.branch[-1]
+            if last.role == "assistant":
+                conversation.again(last.id)
+                await self._show()
+            await self._try_again(conversation)
+
+    async def action_go_on(self) -> None:
+        """Go on with a reply that was cut."""
+        with self.app.telling():
+            conversation = self._conversation()
+            if not conversation.branch[-1].cut:
+                raise InvalidParameter("the last reply was not cut", "Ctrl+R makes another one")
+            await self.query_one(Transcript).views[-1].remove()
+            await self._try_again(conversation)
+
+    async def _try_again(self, conversation: Conversation) -> None:
+        for trouble in self.query(".trouble"):
+            await trouble.remove()
+        await self._reply(conversation)
+
+    def _conversation(self) -> Conversation:
+        """The present chat, if there is something to reply to and a model to do it."""
+        self._need_model()
+        self._need_silence()
+        if self.conversation is None or not self.conversation.branch:
+            raise InvalidParameter("nothing was said yet", "write a message first")
+        return self.conversation
+
+    def action_messages(self) -> None:
+        """Go to the last message, where arrows, y, c, e, r and p do what the footer says."""
+        if views := self.query_one(Transcript).views:
+            views[-1].focus()
+
+    # what is wanted of a message
+
+    @on(MessageView.Asked)
+    async def _asked(self, event: MessageView.Asked) -> None:
+        event.stop()
+        with self.app.telling():
+            self._need_silence()
+            message = event.view.message
+            if event.what == "edit":
+                self._edit(message)
+            elif event.what == "again":
+                await self._again(message)
+            elif event.what == "pin":
+                await self._pin(message)
+            else:
+                await self._other_version(message, 1 if event.what == "newer" else -1)
+
+    def _edit(self, message: StoredMessage) -> None:
+        if message.role != "user":
+            raise InvalidParameter("only your own messages can be edited", "r replies anew")
+        composer = self.query_one(Composer)
+        composer.write(message.content, message.attachments)
+        composer.add_class("editing")
+        composer.focus()
+        self._editing = message.id
+        self.notify("Enter sends it as another version, Esc leaves it as it was")
+
+    async def _again(self, message: StoredMessage) -> None:
+        conversation = self._conversation()
+        branch = conversation.branch
+        at = next(i for i, shown in enumerate(branch) if shown.id == message.id)
+        if message.role == "user" and at + 1 < len(branch):
+            at += 1
+        if branch[at].role == "assistant":
+            conversation.again(branch[at].id)
+        await self._show()
+        await self._reply(conversation)
+        self.query_one(Composer).focus()
+
+    async def _pin(self, message: StoredMessage) -> None:
+        assert self.conversation is not None
+        self.conversation.pin(message.id, not message.pinned)
+        await self._show()
+        self._go_to(message.id)
+
+    async def _other_version(self, message: StoredMessage, step: int) -> None:
+        assert self.conversation is not None
+        ids = self._versions(self.conversation.chat.id)[message.id]
+        at = ids.index(message.id) + step
+        if 0 <= at < len(ids):
+            self.conversation.show(ids[at])
+            await self._show()
+            self._go_to(ids[at])
+
+    # the list of chats
+
+    @on(Sidebar.Opened)
+    async def _opened(self, event: Sidebar.Opened) -> None:
+        event.stop()
+        with self.app.telling():
+            await self.open(event.chat, event.message)
+            if self.app.size.width < _NARROW:
+                self.query_one(Sidebar).add_class("hidden")
+
+    @on(Sidebar.Searched)
+    def _searched(self, event: Sidebar.Searched) -> None:
+        event.stop()
+        with self.app.telling():
+            self.chats.refresh()
+
+    @on(ChatList.Wish)
+    async def _wished(self, event: ChatList.Wish) -> None:
+        event.stop()
+        with self.app.telling():
+            await self.chats.wish(event.what, event.chat)
+
+    # the lines below
+
+    def on_model_changed(self, event: ModelChanged) -> None:
+        """Show how far the model is loaded."""
+        self._update_status()
+
+    @on(Composer.Attached)
+    def _show_attached(self, event: Composer.Attached) -> None:
+        event.stop()
+        files = (f"+ {a.name} (about {estimate(a.text)} tokens)" for a in event.attachments)
+        line = self.query_one("#attached", Static)
+        line.update("\n".join(files))
+        line.set_class(bool(event.attachments), "some")
+
+    def _update_status(self) -> None:
+        conversation = self.conversation
+        reply = self._replies.get(conversation.chat.id) if conversation else None
+        self.query_one(StatusLine).state = self.app.status(conversation, reply)

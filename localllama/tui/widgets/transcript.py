@@ -1,0 +1,96 @@
+"""The messages of a chat: the latest are mounted, earlier ones when somebody scrolls there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from localllama.chat.records import StoredMessage
+from localllama.engine.api import Truncated
+from localllama.tui.widgets.message import MessageView
+
+_CHUNK = 16  # messages mounted at a time: about three screens
+_NEAR_TOP_LINES = 6
+
+Places = Mapping[int, Sequence[int]]
+
+
+class Transcript(VerticalScroll, can_focus=False):
+    """Shows one branch of a chat; follows its end until somebody scrolls up."""
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._earlier: list[StoredMessage] = []  # not mounted yet
+        self._places: Places = {}
+        self._mounting = False
+
+    async def open(self, branch: Sequence[StoredMessage], places: Places) -> None:
+        """Show another chat, from its end."""
+        self._places = places
+        self._earlier = list(branch)
+        async with self.batch():
+            await self.remove_children()
+            await self.mount_all(self._next_chunk())
+        self.anchor()
+
+    async def add(self, message: StoredMessage, *, live: bool = False) -> MessageView:
+        """Show one more message at the end, and go there."""
+        view = MessageView(message, place_of(message, self._places), live=live)
+        await self.mount(view)
+        self.anchor()
+        return view
+
+    async def left_out(self, truncated: Truncated, before: MessageView) -> None:
+        """Say, where it happened, what no longer goes to the model."""
+        await self.mount(_truncation(truncated), before=before)
+
+    @property
+    def views(self) -> list[MessageView]:
+        """The mounted messages, the first one first."""
+        return [child for child in self.children if isinstance(child, MessageView)]
+
+    async def watch_scroll_y(self, old: float, new: float) -> None:
+        """Mount earlier messages before their place comes into sight."""
+        super().watch_scroll_y(old, new)
+        if new < _NEAR_TOP_LINES and new < old and self._earlier and not self._mounting:
+            self.call_later(self._mount_earlier)
+
+    async def _mount_earlier(self) -> None:
+        if self._mounting or not self._earlier:
+            return
+        self._mounting = True
+        height = self.virtual_size.height
+        await self.mount_all(self._next_chunk(), before=0)
+
+        def keep_place() -> None:
+            added = self.virtual_size.height - height
+            self.scroll_to(y=self.scroll_y + added, animate=False, immediate=True)
+            self._mounting = False
+
+        self.call_after_refresh(keep_place)
+
+    def _next_chunk(self) -> list[MessageView | Static]:
+        chunk, self._earlier = self._earlier[-_CHUNK:], self._earlier[:-_CHUNK]
+        widgets: list[MessageView | Static] = []
+        for message in chunk:
+            if message.truncated is not None:
+                widgets.append(_truncation(message.truncated))
+            widgets.append(MessageView(message, place_of(message, self._places)))
+        return widgets
+
+
+def place_of(message: StoredMessage, places: Places) -> tuple[int, int]:
+    """Return which version of how many a message is."""
+    ids = places.get(message.id, [message.id])
+    return ids.index(message.id) + 1, len(ids)
+
+
+def _truncation(truncated: Truncated) -> Static:
+    plural = "" if truncated.messages == 1 else "s"
+    text = (
+        f"─ {truncated.messages} older message{plural} ({truncated.tokens} tokens) no longer go to "
+        "the model: the context is full; pin what must stay ─"
+    )
+    return Static(text, classes="truncated", markup=False)
