@@ -191,7 +191,7 @@ class LocalLlamaApp(App[None]):
         for active in screen.active_bindings.values():
             binding = active.binding
             if binding.description and active.enabled:
-                run = partial(active.node.run_action, binding.action)
+                run = partial(self.run_action, binding.action, active.node)
                 yield SystemCommand(binding.description, active.tooltip or binding.key, run)
 
     async def action_quit(self) -> None:

@@ -10,7 +10,7 @@ from localllama.chat import export
 from localllama.errors import InvalidParameter
 from localllama.files import storing, write_atomic
 from localllama.tui.screens.dialogs import Ask
-from localllama.tui.widgets.sidebar import Sidebar
+from localllama.tui.widgets.sidebar import ChatList, Sidebar
 
 if TYPE_CHECKING:
     from localllama.tui.screens.chat import ChatScreen
@@ -85,6 +85,7 @@ class ChatActions:
         if chat == self._current:
             await screen.action_new()
         self.refresh()
+        screen.query_one(ChatList).focus()  # where u brings it back
         screen.notify(f"deleted: {title}. u in the list of chats brings it back", markup=False)
 
     async def undo(self) -> None:

@@ -91,7 +91,7 @@ class _Block:
 def _blocks(text: str) -> Iterator[_Block]:
     for token in _PARSER.parse(text):
         if token.level == 0 and token.map is not None and token.nesting >= 0:
-            yield _Block(*token.map, _code_of(token))
+            yield _Block(token.map[0], token.map[1], _code_of(token))
 
 
 def _code_of(token: Token) -> tuple[str, str] | None:

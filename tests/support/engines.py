@@ -100,6 +100,9 @@ class ScriptedEngine:
         if self.pause is not None:
             self.pause.set()
 
+    def close(self) -> None:
+        """Nothing to leave."""
+
     def stream(
         self,
         sampling: Sampling,

@@ -18,7 +18,7 @@ class Composer(TextArea):
     """Enter sends, Shift+Enter or Ctrl+J begins a new line."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "Send", priority=True),
+        Binding("enter", "send", "Send"),
         Binding("shift+enter,ctrl+j", "new_line", "New line", key_display="^J"),
     ]
 
@@ -99,12 +99,18 @@ class Composer(TextArea):
         self.move_cursor(self.document.end)
         self._at = at if at < len(self.past) else None
 
+    async def _on_key(self, event: events.Key) -> None:
+        # Not by a priority binding: those overtake the characters that were typed just before.
+        if event.key == "enter":
+            event.prevent_default()
+            event.stop()
+            self.action_send()
+
     async def _on_paste(self, event: events.Paste) -> None:
         """Attach a large text instead of showing all of it."""
         text = event.text
         if len(text) <= _LARGE_CHARS and text.count("\n") <= _LARGE_LINES:
-            await super()._on_paste(event)
-            return
+            return  # Textual goes on with the handler of TextArea
         event.prevent_default()
         event.stop()
         number = sum(file.name.startswith("pasted") for file in self._attachments) + 1

@@ -51,7 +51,7 @@ class Transcript(VerticalScroll, can_focus=False):
         """The mounted messages, the first one first."""
         return [child for child in self.children if isinstance(child, MessageView)]
 
-    async def watch_scroll_y(self, old: float, new: float) -> None:
+    def watch_scroll_y(self, old: float, new: float) -> None:
         """Mount earlier messages before their place comes into sight."""
         super().watch_scroll_y(old, new)
         if new < _NEAR_TOP_LINES and new < old and self._earlier and not self._mounting:

@@ -1,0 +1,376 @@
+"""The chat screen as a person uses it; the engine is scripted, everything else is real."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from localllama.chat.history import History
+from localllama.chat.records import StoredMessage
+from localllama.errors import DoesNotFit
+from localllama.tui.widgets.composer import Composer
+from localllama.tui.widgets.message import MessageView
+from localllama.tui.widgets.transcript import Transcript
+from tests.support.app import Screen, ScriptedRunner, running
+from tests.support.engines import ScriptedEngine
+
+Flow = Callable[[Screen], Awaitable[None]]
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine(1000)
+
+
+def use(home: Path, engine: ScriptedEngine, flow: Flow, **options: object) -> None:
+    """Run the app and do something with it."""
+
+    async def go() -> None:
+        async with running(home, engine, **options) as screen:  # type: ignore[arg-type]
+            await flow(screen)
+
+    asyncio.run(go())
+
+
+def saved(home: Path) -> History:
+    return History(home / "chats.db")
+
+
+def test_a_message_gets_a_reply_and_both_are_saved(home: Path, engine: ScriptedEngine) -> None:
+    engine.texts = ("# Colours\n\n", "- **red**\n- blue\n\n", "```python\nprint(1)\n", "```\n")
+
+    async def flow(screen: Screen) -> None:
+        await screen.shows("A new conversation", "smol Q4_1")
+        await screen.type("Name two")
+        await screen.shows("You", "Colours", "• red", "python  copy", "print(1)", "Today")
+        await screen.shows("ctx", "/1000")
+
+    use(home, engine, flow)
+    with saved(home) as history:
+        [chat] = history.chats()
+        question, reply = history.branch(chat.id)
+    assert (chat.title, chat.model) == ("Name two", "smol:latest")
+    assert (question.content, reply.content) == ("Name two", "".join(engine.texts))
+
+
+def test_several_lines_and_what_was_sent_before(home: Path, engine: ScriptedEngine) -> None:
+    async def flow(screen: Screen) -> None:
+        composer = screen.app.screen.query_one(Composer)
+        await screen.press(*"one", "ctrl+j", *"two", "enter")
+        await screen.shows("word2")
+        await screen.press("up")
+        assert composer.text == "one\ntwo"
+        await screen.press("down", "down")
+        assert composer.text == ""
+
+    use(home, engine, flow)
+    assert engine.sent[0][0].content == "one\ntwo"
+
+
+def test_escape_stops_a_reply_which_ctrl_g_goes_on_with(home: Path, engine: ScriptedEngine) -> None:
+    engine.pause = threading.Event()
+
+    async def flow(screen: Screen) -> None:
+        await screen.type("count")
+        await screen.shows("word1", "replying")
+        await screen.press("escape")
+        await screen.shows("[stopped; Ctrl+G goes on]")
+        engine.texts = ("and more",)
+        engine.pause = None
+        await screen.press("ctrl+g")
+        await screen.shows("word0 word1 and more")
+        await screen.hides("stopped")
+
+    use(home, engine, flow)
+    assert engine.continued
+
+
+def test_another_reply_and_an_edited_question_are_versions(
+    home: Path, engine: ScriptedEngine
+) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.type("first")
+        await screen.shows("word2")
+        engine.texts = ("other",)
+        await screen.press("ctrl+r")
+        await screen.shows("other", "version 2/2")
+        await screen.press("ctrl+t", "left")
+        await screen.shows("word2", "version 1/2")
+        await screen.press("up", "e")
+        engine.texts = ("third",)
+        await screen.type("!")
+        await screen.shows("first!", "third", "version 2/2")
+        await screen.press("ctrl+t", "up", "[")
+        await screen.shows("version 1/2", "other")  # the newest that follows
+
+    use(home, engine, flow)
+    with saved(home) as history:
+        assert history.branch(history.chats()[0].id)[0].content == "first"
+
+
+def test_a_dead_worker_is_told_and_ctrl_r_tries_again(home: Path, engine: ScriptedEngine) -> None:
+    engine.dies_after = 1
+
+    async def flow(screen: Screen) -> None:
+        await screen.type("hello")
+        await screen.shows("gone", "Ctrl+R tries again", "broken off")
+        engine.dies_after = None
+        await screen.press("ctrl+r")
+        await screen.shows("word2", "version 2/2")
+        await screen.hides("tries again")
+        runner = screen.app.models._opener
+        assert isinstance(runner, ScriptedRunner)
+        assert len(runner.opened) == 2
+
+    use(home, engine, flow)
+
+
+def test_a_model_that_cannot_be_loaded_loses_no_message(home: Path, engine: ScriptedEngine) -> None:
+    async def flow(screen: Screen) -> None:
+        runner = screen.app.models._opener
+        assert isinstance(runner, ScriptedRunner)
+        runner.error = DoesNotFit("it needs 9 GB", "take a smaller one")
+        screen.app.models.again()
+        await screen.shows("could not be loaded")
+        await screen.type("hello")
+        await screen.shows("it needs 9 GB", "take a smaller one")
+        runner.error = None
+        await screen.press("ctrl+r")
+        await screen.shows("word2")
+
+    use(home, engine, flow)
+    with saved(home) as history:
+        assert [m.role for m in history.branch(history.chats()[0].id)] == ["user", "assistant"]
+
+
+def test_what_is_left_out_of_the_context_is_said_where_it_happens(home: Path) -> None:
+    async def flow(screen: Screen) -> None:
+        for number in range(3):
+            await screen.type(f"{number} a b c d e f g h")
+            await screen.until(lambda n=number: screen.text.count("word2") == n + 1)
+        await screen.shows("older messages", "no longer go to the model")
+
+    use(home, ScriptedEngine(39), flow)
+
+
+def test_a_file_and_a_large_paste_are_attached(
+    home: Path, engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("milk")
+    monkeypatch.chdir(tmp_path)
+
+    async def flow(screen: Screen) -> None:
+        await screen.paste("eggs\n" * 100)
+        await screen.shows("+ pasted-1.txt (about 125 tokens)")
+        await screen.type("what is in @notes.txt?")
+        await screen.shows("+ notes.txt", "word2")
+
+    use(home, engine, flow)
+    sent = engine.sent[0][0].content
+    assert '<file name="notes.txt">\nmilk\n</file>' in sent
+    assert sent.count("eggs") == 100
+    assert sent.endswith("what is in @notes.txt?")
+
+
+def filled(home: Path, count: int) -> int:
+    with saved(home) as history:
+        chat = history.create(title="A long chat", model="smol:latest")
+        parent = None
+        for number in range(count):
+            role = "assistant" if number % 2 else "user"
+            message = StoredMessage(id=0, parent=parent, role=role, content=f"line {number}.")
+            parent = history.add(chat.id, message).id
+        return chat.id
+
+
+def test_only_what_is_seen_of_a_long_chat_is_mounted(home: Path, engine: ScriptedEngine) -> None:
+    home.mkdir()
+    chat = filled(home, 300)
+
+    async def flow(screen: Screen) -> None:
+        await screen.app.screen.open(chat)  # type: ignore[attr-defined]
+        await screen.shows("line 299.")
+        transcript = screen.app.screen.query_one(Transcript)
+        assert len(transcript.views) < 40
+        mounted = len(transcript.views)
+        transcript.scroll_home(animate=False)
+        await screen.until(lambda: len(transcript.views) > mounted)
+        await screen.pilot.pause()
+        assert transcript.scroll_y > 0  # what was at the top is still there
+
+    use(home, engine, flow)
+
+
+def test_the_end_is_followed_until_somebody_scrolls_up(home: Path, engine: ScriptedEngine) -> None:
+    home.mkdir()
+    chat = filled(home, 60)
+    engine.texts = ("\n\n".join(f"paragraph {number}" for number in range(40)), "end")
+    engine.pause = threading.Event()
+
+    async def flow(screen: Screen) -> None:
+        await screen.app.screen.open(chat)  # type: ignore[attr-defined]
+        await screen.type("go")
+        await screen.shows("paragraph 39")
+        transcript = screen.app.screen.query_one(Transcript)
+        transcript.scroll_relative(y=-20, animate=False)
+        await screen.hides("paragraph 39")
+        assert engine.pause is not None
+        engine.pause.set()
+        await screen.until(lambda: "replying" not in screen.text)
+        assert "end" not in screen.text.splitlines()[-8]
+        assert transcript.scroll_y < transcript.max_scroll_y
+
+    use(home, engine, flow)
+
+
+def test_chats_are_searched_renamed_deleted_and_brought_back(
+    home: Path, engine: ScriptedEngine
+) -> None:
+    async def flow(screen: Screen) -> None:
+        for text in ("the lighthouse", "a green apple"):
+            await screen.press("ctrl+n")
+            await screen.type(text)
+            await screen.shows("word2", text)
+        await screen.press("ctrl+s")
+        await screen.type("light")
+        await screen.hides("Today")
+        await screen.press("enter")
+        await screen.shows("the lighthouse")
+        await screen.press("ctrl+s", *["backspace"] * 5, "enter")
+        await screen.press("r", "ctrl+u")
+        await screen.type("Fruit")
+        await screen.shows("Fruit")
+        await screen.press("d")
+        await screen.shows("deleted:")
+        await screen.press("u")
+        await screen.until(lambda: len(screen.app.history.chats()) == 2)
+
+    use(home, engine, flow)
+    with saved(home) as history:
+        assert "Fruit" in {chat.title for chat in history.chats()}
+
+
+def test_a_chat_is_exported(home: Path, engine: ScriptedEngine, tmp_path: Path) -> None:
+    file = tmp_path / "out.md"
+
+    async def flow(screen: Screen) -> None:
+        await screen.type("hello")
+        await screen.shows("word2")
+        await screen.press("ctrl+s", "enter", "x", "ctrl+u")
+        await screen.type(str(file))
+        await screen.until(file.exists)
+
+    use(home, engine, flow)
+    assert "word0 word1 word2" in file.read_text()
+
+
+def test_messages_are_copied_and_pinned(home: Path, engine: ScriptedEngine) -> None:
+    engine.texts = ("look:\n\n```\nls -l\n```",)
+
+    async def flow(screen: Screen) -> None:
+        await screen.type("how?")
+        await screen.shows("ls -l")
+        await screen.press("ctrl+t", "y")
+        assert screen.app.clipboard == engine.texts[0]
+        await screen.press("c")
+        assert screen.app.clipboard == "ls -l"
+        await screen.press("p")
+        await screen.shows("pinned", "1 pinned")
+
+    use(home, engine, flow)
+
+
+def test_another_model_is_chosen(home: Path, engine: ScriptedEngine) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.press("ctrl+o")
+        await screen.shows("Which model should reply?", "big:latest")
+        await screen.press("down", "enter")
+        await screen.shows("big Q4_1")
+        await screen.type("/load smol")
+        await screen.shows("smol Q4_1")
+        await screen.type("/set parameter num_ctx 77")
+        runner = screen.app.models._opener
+        assert isinstance(runner, ScriptedRunner)
+        await screen.until(lambda: runner.opened[-1] == ("smol:latest", 77))
+
+    use(home, engine, flow, models=("smol", "big"))
+
+
+def test_commands_and_their_mistakes(home: Path, engine: ScriptedEngine) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.type("/set parameter temperature hot")
+        await screen.shows("temperature must be a number")
+        composer = screen.app.screen.query_one(Composer)
+        assert composer.text == "/set parameter temperature hot"  # to be mended
+        composer.write("")
+        await screen.type("/set parameter temperature 0.25")
+        await screen.type("/set system be brief")
+        await screen.type("hello")
+        await screen.shows("word2")
+        composer.write("")
+        await screen.type("/nonsense")
+        await screen.shows("there is no command /nonsense")
+
+    use(home, engine, flow)
+    assert engine.sent[0][0].content == "be brief"
+    with saved(home) as history:
+        assert history.chats()[0].parameters == {"temperature": 0.25}
+
+
+def test_thinking_is_folded(home: Path, engine: ScriptedEngine) -> None:
+    engine.texts = ("<think>hidden words</think>", "visible")
+
+    async def flow(screen: Screen) -> None:
+        await screen.type("well?")
+        await screen.shows("▸ thought in 2 words", "visible")
+        assert "hidden" not in screen.text
+        await screen.press("ctrl+t", "t")
+        await screen.shows("│ hidden words")
+
+    use(home, engine, flow)
+
+
+def test_escape_sequences_of_a_model_are_shown_not_obeyed(
+    home: Path, engine: ScriptedEngine
+) -> None:
+    engine.texts = ("before \x1b]0;title\x07 after",)
+
+    async def flow(screen: Screen) -> None:
+        await screen.type("hi")
+        await screen.shows("before", "after")
+        views = screen.app.screen.query(MessageView)
+        assert not any("\x1b" in strip.text for view in views for strip in view._strips)
+
+    use(home, engine, flow)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 60)])
+def test_small_and_large_terminals(
+    home: Path, engine: ScriptedEngine, size: tuple[int, int]
+) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.type("hello " * 30)
+        await screen.shows("word2", "smol Q4_1")
+        await screen.pilot.resize_terminal(60, 20)
+        await screen.shows("word2", "smol Q4_1")
+        await screen.pilot.resize_terminal(*size)
+        await screen.press("f1")
+        await screen.shows("New chat")
+
+    use(home, engine, flow, size=size)
+
+
+def test_nothing_is_installed_at_the_first_start(home: Path, engine: ScriptedEngine) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.shows("Welcome to localllama", "Enter")
+        await screen.press("escape")
+        await screen.hides("Welcome")
+        await screen.type("hello")
+        await screen.shows("no model is chosen")
+        assert screen.app.screen.query_one(Composer).text == "hello"
+
+    use(home, engine, flow, models=())
