@@ -1,4 +1,4 @@
-# make run: chat with a small model · make test · make check · make bench · make bench-convert · make accept
+# make run: chat with a small model · make test · make check · make bench · make bench-tui · make bench-convert · make accept
 #
 #   PYTHON=python3.12   the interpreter that makes .venv
 #   BACKEND=cuda        cuda, metal, rocm, vulkan, cpu; or auto to look at the machine again
@@ -9,7 +9,7 @@ MODEL ?= smollm2:135m
 SETUP = $(PYTHON) scripts/setup.py $(if $(BACKEND),--backend $(BACKEND))
 BIN = .venv/bin
 
-.PHONY: setup dev run test check bench bench-convert accept clean
+.PHONY: setup dev run test check bench bench-tui bench-convert accept clean
 
 setup:
 	@$(SETUP) --no-dev
@@ -38,6 +38,9 @@ bench: dev
 
 bench-convert: dev
 	$(BIN)/python scripts/bench_convert.py $(ARGS)
+
+bench-tui: dev
+	$(BIN)/python scripts/bench_tui.py $(ARGS)
 
 accept: dev
 	$(BIN)/python -m pytest -m accept --timeout 3600 -rP $(ARGS)

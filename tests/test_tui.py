@@ -47,7 +47,7 @@ def test_a_message_gets_a_reply_and_both_are_saved(home: Path, engine: ScriptedE
         await screen.shows("A new conversation", "smol Q4_1")
         await screen.type("Name two")
         await screen.shows("You", "Colours", "• red", "python  copy", "print(1)", "Today")
-        await screen.shows("ctx", "/1000")
+        await screen.shows("ctx", "/1000", "10/31 layers on CUDA0")
 
     use(home, engine, flow)
     with saved(home) as history:

@@ -19,7 +19,9 @@ from localllama.chat.history import History
 from localllama.config import Config
 from localllama.engine import sampling
 from localllama.engine.api import Sampling
+from localllama.engine.registry import Label
 from localllama.errors import LocalLlamaError
+from localllama.plan import HOST
 from localllama.runner import Want, parameter_layers
 from localllama.store import Installed, Store
 from localllama.tui.messages import ModelChanged
@@ -51,6 +53,7 @@ class LocalLlamaApp(App[None]):
 
     async def on_mount(self) -> None:
         """Show the chat, and load a model behind it."""
+        self.history.purge_old()
         self.push_screen("chat")
         if (model := self._first_model()) is not None:
             self.load(model)
@@ -122,6 +125,7 @@ class LocalLlamaApp(App[None]):
         state = State(
             model=installed.name.removesuffix(":latest") if installed else "",
             quantization=_quantization(installed) if installed else "",
+            place=_place(engine.record.label) if engine else "",
             activity=self._activity(reply),
             context_length=engine.ready.context_length if engine else 0,
             pinned=sum(message.pinned for message in branch),
@@ -202,6 +206,14 @@ class LocalLlamaApp(App[None]):
         if (engine := self.models.leave()) is not None:
             engine.close()
         self.exit()
+
+
+def _place(label: Label) -> str:
+    """Where a model runs: ``24/33 layers on CUDA0``, ``CPU``."""
+    if not label.gpu_layers:
+        return "CPU"
+    devices = " + ".join(held.device for held in label.devices if held.device != HOST)
+    return f"{label.gpu_layers}/{label.layers} layers on {devices}"
 
 
 def _quantization(model: Installed) -> str:

@@ -9,13 +9,19 @@ from typing import Protocol
 
 from localllama.chat.conversation import LoadedModel
 from localllama.chat.session import Model
+from localllama.engine.registry import Record
 from localllama.errors import LocalLlamaError, WorkerDied
 from localllama.runner import Want
 from localllama.store import Installed
 
 
 class Loaded(Model, Protocol):
-    """An engine that can be left."""
+    """An engine that can be left, and says where its model is."""
+
+    @property
+    def record(self) -> Record:
+        """The worker."""
+        ...
 
     def close(self) -> None:
         """Leave the worker, which stays warm for a while."""

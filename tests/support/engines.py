@@ -9,6 +9,7 @@ from time import monotonic, sleep
 from typing import Unpack
 
 from localllama.engine.api import (
+    DeviceBytes,
     Done,
     Event,
     Further,
@@ -23,7 +24,7 @@ from localllama.engine.api import (
     Usage,
 )
 from localllama.engine.client import Engine
-from localllama.engine.registry import Label, Registry
+from localllama.engine.registry import Label, Record, Registry
 from localllama.errors import ContextFull, WorkerDied
 
 _PATIENCE_SECONDS = 60.0  # for a hang, not a measure
@@ -76,6 +77,18 @@ class ScriptedEngine:
 
     def __init__(self, context_length: int, words: int = 3) -> None:
         self.ready = Ready(context_length, context_length, "scripted", 0.0)
+        self.record = Record(
+            id="scripted",
+            pid=0,
+            process_started=0,
+            label=Label(
+                devices=(DeviceBytes(device="CPU"), DeviceBytes(device="CUDA0")),
+                layers=31,
+                gpu_layers=10,
+            ),
+            context_length=context_length,
+            started_at="",
+        )
         self.words = words
         self.sent: list[tuple[Message, ...]] = []
         self.dies_after: int | None = None
