@@ -35,8 +35,8 @@ from localllama.tui.screens.chat import ChatScreen
 from localllama.tui.widgets.composer import Composer
 from localllama.tui.widgets.status import StatusLine
 
-_ROUNDS = 5
-_TOKENS = 400
+_ROUNDS = 3
+_TOKENS = 300
 _PROMPT = "Write a long story about the sea, with headings and lists."
 _SETTINGS = f"[parameters]\nmax_tokens = {_TOKENS}\nignore_eos = true\nseed = 1\n"
 _BODY = (

@@ -224,12 +224,13 @@ class ChatScreen(Screen[None]):
     async def _draw(self, reply: Reply) -> None:
         begun = monotonic()
         reply.told = False  # what comes from here on is told again
+        view = self._views.get(reply.conversation.chat.id)
+        if view is not None and reply.truncated is not None and not reply.truncation_shown:
+            reply.truncation_shown = True
+            await self.query_one(Transcript).left_out(reply.truncated, view)
         if reply.over:
             await self._ended(reply)
-        elif (view := self._views.get(reply.conversation.chat.id)) is not None:
-            if reply.truncated is not None and not reply.truncation_shown:
-                reply.truncation_shown = True
-                await self.query_one(Transcript).left_out(reply.truncated, view)
+        elif view is not None:
             view.show(reply.message, live=True)
         self._update_status()
         cost = monotonic() - begun
