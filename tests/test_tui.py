@@ -246,6 +246,9 @@ def test_chats_are_searched_renamed_deleted_and_brought_back(
         await screen.shows("Fruit")
         await screen.press("d")
         await screen.shows("deleted:")
+        runner = screen.app.models._opener
+        assert isinstance(runner, ScriptedRunner)
+        assert len(runner.forgotten) == 1
         await screen.press("u")
         await screen.until(lambda: len(screen.app.history.chats()) == 2)
 

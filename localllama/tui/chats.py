@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localllama.chat import export
+from localllama.chat.conversation import session_name
 from localllama.errors import InvalidParameter
 from localllama.files import storing, write_atomic
 from localllama.tui.screens.dialogs import Ask
@@ -81,6 +82,7 @@ class ChatActions:
             raise InvalidParameter("the model is still replying in that chat", "Esc stops it")
         title = screen.app.history.chat(chat).title
         screen.app.history.delete(chat)
+        screen.app.models.forget(session_name(chat))
         self._deleted.append(chat)
         if chat == self._current:
             await screen.action_new()

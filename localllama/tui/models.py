@@ -37,6 +37,10 @@ class Opener(Protocol):
         """Return ``model`` loaded; raises what loading raises."""
         ...
 
+    def forget(self, conversation: str) -> None:
+        """Remove what is on disk of what was computed of a conversation."""
+        ...
+
 
 class _Leaving(Exception):
     """Nobody waits for the model any more."""
@@ -93,6 +97,10 @@ class Models:
         """Load the same model once more: its process has died."""
         if self.installed is not None:
             self.choose(self.installed, self.want)
+
+    def forget(self, conversation: str) -> None:
+        """Leave nothing on the disk of what was computed of a chat."""
+        self._opener.forget(conversation)
 
     def leave(self) -> Loaded | None:
         """Give the model up; returns what is loaded, to be closed."""

@@ -30,6 +30,7 @@ class ScriptedRunner:
         self.engine = engine
         self.opened: list[tuple[str, int]] = []
         self.error: LocalLlamaError | None = None
+        self.forgotten: list[str] = []
 
     def open(
         self, model: Installed, want: Want, *, on_progress: Callable[[float], None] | None = None
@@ -41,6 +42,10 @@ class ScriptedRunner:
         if self.error is not None:
             raise self.error
         return self.engine
+
+    def forget(self, conversation: str) -> None:
+        """Remember what was to be forgotten."""
+        self.forgotten.append(conversation)
 
 
 def install(home: Path, *models: str) -> Store:
