@@ -53,7 +53,8 @@ class LocalLlamaApp(App[None]):
 
     async def on_mount(self) -> None:
         """Show the chat, and load a model behind it."""
-        self.history.purge_old()
+        with self.telling():
+            self.history.purge_old()
         self.push_screen("chat")
         if (model := self._first_model()) is not None:
             self.load(model)

@@ -43,6 +43,7 @@ class Lines:
         self.strips: list[Strip] = []
         self.codes: list[Code] = []
         self._text = ""
+        self._markdown = _Markdown("", hyperlinks=False)  # one for all: it makes a parser, 1 ms
         self._made_for: tuple[int, bool] = (0, True)
         # What no longer changes while the text grows: characters, lines and code blocks of it.
         self._settled = (0, 0, 0)
@@ -65,14 +66,14 @@ class Lines:
             )
             if self.strips:
                 self.strips.append(Strip.blank(0))
-            source = rest[starts[block.first] : starts[min(block.end, len(starts) - 1)]]
-            self._add(block, source, width, dark)
+            self._add(block, width, dark)
         self._text = text
         return settled_lines
 
-    def _add(self, block: _Block, source: str, width: int, dark: bool) -> None:
+    def _add(self, block: _Block, width: int, dark: bool) -> None:
         if block.code is None:
-            self.strips += _rendered(_Markdown(source, hyperlinks=False), width, dark)
+            self._markdown.parsed = block.tokens
+            self.strips += _rendered(self._markdown, width, dark)
             return
         language, text = block.code
         self.codes.append(Code(language, text, len(self.strips)))
@@ -81,17 +82,20 @@ class Lines:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A block at the top level: its lines, and what is in it if it is code."""
+    """A block at the top level: its first line, its tokens, and what is in it if it is code."""
 
     first: int
-    end: int
+    tokens: list[Token]
     code: tuple[str, str] | None
 
 
 def _blocks(text: str) -> Iterator[_Block]:
+    block: list[Token] = []
     for token in _PARSER.parse(text):
-        if token.level == 0 and token.map is not None and token.nesting >= 0:
-            yield _Block(token.map[0], token.map[1], _code_of(token))
+        block.append(token)
+        if token.level == 0 and token.nesting <= 0:  # one that stands alone, or closes
+            yield _Block((block[0].map or [0])[0], block, _code_of(block[0]))
+            block = []
 
 
 def _code_of(token: Token) -> tuple[str, str] | None:

@@ -10,7 +10,7 @@ from typing import Protocol
 from localllama.chat.conversation import LoadedModel
 from localllama.chat.session import Model
 from localllama.engine.registry import Record
-from localllama.errors import LocalLlamaError, WorkerDied
+from localllama.errors import EngineError, LocalLlamaError
 from localllama.runner import Want
 from localllama.store import Installed
 
@@ -91,7 +91,8 @@ class Models:
         try:
             return LoadedModel(engine.result(), installed.name, installed.digest)
         except _Leaving as error:
-            raise WorkerDied("another model was chosen before this one was loaded") from error
+            message = "another model was chosen before this one was loaded"
+            raise EngineError(message, "Ctrl+R tries again") from error
 
     def again(self) -> None:
         """Load the same model once more: its process has died."""

@@ -59,8 +59,9 @@ class Reply:
             self._loaded.engine.cancel()
 
     def wait(self, seconds: float) -> None:
-        """Return when all of it is saved, or after so long."""
-        self._thread.join(seconds)
+        """Return when all of it is saved, or after so long; at once where there is nothing yet."""
+        if self._loaded is not None:
+            self._thread.join(seconds)
 
     @property
     def message(self) -> StoredMessage:

@@ -229,7 +229,8 @@ class ChatScreen(Screen[None]):
             reply.truncation_shown = True
             await self.query_one(Transcript).left_out(reply.truncated, view)
         if reply.over:
-            await self._ended(reply)
+            with self.app.telling():  # the history may be in use elsewhere
+                await self._ended(reply)
         elif view is not None:
             view.show(reply.message, live=True)
         self._update_status()
