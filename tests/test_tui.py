@@ -135,7 +135,7 @@ def test_a_model_that_cannot_be_loaded_loses_no_message(home: Path, engine: Scri
         assert isinstance(runner, ScriptedRunner)
         runner.error = DoesNotFit("it needs 9 GB", "take a smaller one")
         screen.app.models.again()
-        await screen.shows("could not be loaded")
+        await screen.shows("could not be loaded", "it needs 9 GB")
         await screen.type("hello")
         await screen.shows("it needs 9 GB", "take a smaller one")
         runner.error = None

@@ -70,6 +70,7 @@ class ChatScreen(Screen[None]):
         self._views: dict[int, MessageView] = {}  # of the replies, where their chat is shown
         self._editing: int | None = None
         self._draw_after = 0.0
+        self._told: LocalLlamaError | None = None  # why the model could not be loaded
 
     def compose(self) -> ComposeResult:
         """Make the parts."""
@@ -430,7 +431,11 @@ class ChatScreen(Screen[None]):
     # the lines below
 
     def on_model_changed(self, event: ModelChanged) -> None:
-        """Show how far the model is loaded."""
+        """Show how far the model is loaded, or why it cannot be."""
+        error = self.app.models.error
+        if error is not None and error is not self._told:
+            self.app.tell(error)
+        self._told = error
         self._update_status()
 
     @on(Composer.Attached)
