@@ -37,7 +37,8 @@ def model(smollm2: Path) -> Installed:
 
 
 def reply(engine: Engine) -> str:
-    events = engine.stream(GREEDY, prompt="One, two, three, four,")
+    # No step of it is near a tie, which rounding would decide: GPUs compute attention otherwise.
+    events = engine.stream(GREEDY, prompt="1, 2, 3, 4, 5, 6, 7,")
     return "".join(event.text for event in events if isinstance(event, Text))
 
 

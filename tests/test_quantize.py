@@ -342,10 +342,10 @@ def test_a_disk_that_fills_up(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_conversion_leaves_no_result(
-    end: signal.Signals, tiny: Path, tmp_path: Path
+    end: signal.Signals, smollm2: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out.gguf"
-    command = [*cli.COMMAND, "quantize", str(tiny), str(out), "IQ4_XS"]
+    out = tmp_path / "out.gguf"  # of a model that takes seconds: the signal comes long before
+    command = [*cli.COMMAND, "quantize", str(smollm2), str(out), "Q6_K", "--allow-requantize"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     assert process.stderr is not None
     process.stderr.readline()  # the first pieces are written

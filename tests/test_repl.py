@@ -41,7 +41,7 @@ def test_the_same_question_gets_the_same_reply(model: str) -> None:
 
 
 def test_piped_text_comes_before_the_prompt(model: str) -> None:
-    ask = ("run", model, "What is the colour of the house? One word.", "--max-tokens", "16")
+    ask = ("run", model, "Repeat the sentence above.", "--max-tokens", "16")
     answer = cli.data(*ask, *GREEDY, stdin="The house on the hill is painted green.\n")
     assert "green" in answer["text"].lower()
     assert answer["usage"]["prompt_tokens"] > 20

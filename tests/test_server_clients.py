@@ -122,12 +122,19 @@ def test_a_reply_follows_a_schema(client: ollama.Client) -> None:
 
 
 def test_the_log_probabilities_of_a_reply(client: ollama.Client, gpt: openai.OpenAI) -> None:
-    reply = client.chat(MODEL, HI, options=SHORT, logprobs=True, top_logprobs=2)
+    seeded = {**SHORT, "seed": 1}  # begins in an empty cache, so that nothing rounds differently
+    reply = client.chat(MODEL, HI, options=seeded, logprobs=True, top_logprobs=2)
     assert reply.logprobs
     assert "".join(one.token for one in reply.logprobs) == reply.message.content
     assert all(len(one.top_logprobs or ()) == 2 and one.logprob <= 0 for one in reply.logprobs)
     same = gpt.chat.completions.create(
-        model=MODEL, messages=HI, temperature=0, max_tokens=8, logprobs=True, top_logprobs=1
+        model=MODEL,
+        messages=HI,
+        seed=1,
+        temperature=0,
+        max_tokens=8,
+        logprobs=True,
+        top_logprobs=1,
     )
     found = same.choices[0].logprobs
     assert found
