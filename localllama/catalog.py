@@ -185,6 +185,7 @@ def resolve(name: ModelName, catalog: Catalog, quant: str = "", *, origin: str =
         template=entry.template,
         parameters=dict(entry.sampling),
         sha256={key: file.sha256} if file.sha256 else {},
+        original=bool(origin),
     )
 
 

@@ -151,6 +151,7 @@ def _described(base: Installed, written: Written, origin: Origin) -> Installed:
         files=(file, *(old for old in base.files if old.role != "model")),
         quant=info.quantization,
         info=pull.scalars(info),
+        conversion={},
         licence=base.licence or {key: value for key, value in terms.items() if value},
     )
 

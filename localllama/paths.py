@@ -39,6 +39,11 @@ class Paths:
         return self.data / "models" / "partials"
 
     @property
+    def originals(self) -> Path:
+        """Original weights that a pull was asked to keep; a folder for each repository."""
+        return self.data / "originals"
+
+    @property
     def links(self) -> Path:
         """Split models under the file names that llama.cpp's own tools expect."""
         return self.data / "models" / "links"

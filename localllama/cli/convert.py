@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from localllama import hardware
 from localllama.cli import output
 from localllama.cli.app import json_option, yes_option
 from localllama.cli.progress import clock, follow
@@ -114,11 +114,6 @@ def recipe_of(
     )
 
 
-def all_threads() -> int:
-    """Return the logical cores that this process may use: quantizing gains from every one."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _run(
     source: Path,
     out: Path | None,
@@ -135,10 +130,11 @@ def _run(
 ) -> None:
     from localllama.convert import opening
 
+    threads = threads or hardware.usable_threads()
     recipe = recipe_of(quant, imatrix, overrides, allow_requantize)
     model, origin = opening.open_path(source, eps)
     if dry_run:
-        _estimate(model, recipe, origin, (out or source).parent, threads or all_threads(), as_json)
+        _estimate(model, recipe, origin, (out or source).parent, threads, as_json)
         return
     if out is None:
         raise UsageProblem("there is no name for the result", "give OUT, or --dry-run")
@@ -146,7 +142,7 @@ def _run(
         raise UsageProblem(f"{out} is a folder", f"give a file: {out / 'model.gguf'}")
     if out.exists() and not output.confirm(f"{out} exists. Replace it?", yes=yes, default=False):
         raise UsageProblem(f"{out} exists", "choose another name, or replace it with --yes")
-    _write(model, recipe, origin, out, threads or all_threads(), as_json)
+    _write(model, recipe, origin, out, threads, as_json)
 
 
 def _write(
@@ -179,7 +175,6 @@ def _write(
 def _estimate(
     model: Model, recipe: Recipe, origin: Origin, folder: Path, threads: int, as_json: bool
 ) -> None:
-    from localllama import hardware
     from localllama.convert.estimate import estimates
 
     free = hardware.free_disk_bytes(folder.absolute())

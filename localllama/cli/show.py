@@ -16,6 +16,8 @@ from localllama.errors import UsageProblem
 from localllama.runner import parameter_layers
 from localllama.store import Installed
 
+_CONVERSION = ("recipe", "version", "inputs")  # what a person may want to know of it
+
 
 @click.command("show", epilog="\b\nExample:\n  localllama show smollm2:135m --parameters")
 @click.argument("model", shell_complete=complete_installed)
@@ -108,11 +110,13 @@ def _info(app: App, model: Installed) -> Iterator[str]:
         ("digest", model.digest[:12] if model.weights[0].sha256 else ""),
         ("size", output.size(model.size_bytes)),
         ("parts", len(model.weights) if len(model.weights) > 1 else ""),
+        ("converted", _conversion(model)),
         ("checked", "sha256 given by the source" if checked else "structure only; digest recorded"),
         ("modified", output.ago(model.modified_at)),
     ]
-    if not model.weights[0].sha256:
-        origin = [row for row in origin if row[0] not in ("checked", "modified")]
+    needless = () if model.weights[0].sha256 else ("checked", "modified")
+    needless = (*needless, "checked") if model.conversion else needless
+    origin = [row for row in origin if row[0] not in needless]
     yield from _section("Origin", origin)
     resolved = sampling.resolve(parameter_layers(model, app.config))
     rows = [
@@ -124,6 +128,13 @@ def _info(app: App, model: Installed) -> Iterator[str]:
     yield from _section("System", [("", line) for line in model.system.splitlines()[:8]])
     terms = model_card.licence(app.store, model).splitlines()
     yield from _section("License", [("", line) for line in terms[:2]])
+
+
+def _conversion(model: Installed) -> str:
+    if not model.conversion:
+        return ""
+    made = model.conversion
+    return f"{made['recipe']} of {len(made['inputs'])} files, by localllama {made['version']}"
 
 
 def _section(title: str, rows: list[tuple[str, Any]]) -> Iterator[str]:
@@ -157,6 +168,7 @@ def _facts(app: App, model: Installed, *, verbose: bool) -> dict[str, Any]:
         "system": model.system,
         "template": model.template,
         "parameters_set": model.parameters,
+        "conversion": {key: model.conversion[key] for key in _CONVERSION if model.conversion},
         "files": [
             {"name": f.name, "sha256": f.sha256, "size_bytes": f.size_bytes, "role": f.role}
             | {"sha256_given_by_source": f.promised}

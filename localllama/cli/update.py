@@ -31,7 +31,7 @@ def outdated_command(as_json: bool) -> None:
     for model in app.store.models():
         status, detail = "local", ""
         try:
-            if offer := _look(app, model):
+            if offer := _look(app, model, weigh=False):
                 status = "outdated" if pull.changed(model, offer) else "current"
         except LocalLlamaError as error:
             status, detail = "unknown", error.message
@@ -74,11 +74,13 @@ def _update(app: App, model: Installed, *, yes: bool) -> str:
     """Fetch the new version of a model, if there is one, and say what was done."""
     from localllama import pull
 
-    offer = _look(app, model)
+    offer = _look(app, model, weigh=False)
     if offer is None:
         return "has no source to ask"
     if not pull.changed(model, offer):
         return "up to date"
+    if offer.converts:
+        offer = _look(app, model) or offer
     trouble = pull.judge(offer, app.paths)
     if trouble and not output.confirm(f"{trouble.message}. Go on?", yes=yes, default=False):
         raise trouble
@@ -86,7 +88,7 @@ def _update(app: App, model: Installed, *, yes: bool) -> str:
     return "updated"
 
 
-def _look(app: App, model: Installed) -> Offer | None:
+def _look(app: App, model: Installed, *, weigh: bool = True) -> Offer | None:
     """Ask the source of ``model`` what it has now; None for models without a source."""
     from localllama import pull
 
@@ -94,6 +96,12 @@ def _look(app: App, model: Installed) -> Offer | None:
         return None
     name = names.parse(model.requested)
     offer = pull.look(
-        name, known=app.catalog, store=app.store, network=app.network(), quant=model.quant
+        name,
+        known=app.catalog,
+        store=app.store,
+        network=app.network(),
+        quant=model.quant,
+        origin=model.conversion.get("origin", ""),
+        weigh=weigh,
     )
     return replace(offer, name=names.parse(model.name))

@@ -9,7 +9,7 @@ from localllama.convert import ggml, gguf_source
 from localllama.convert.checkpoint import open_checkpoint
 from localllama.convert.model import Model
 from localllama.convert.provenance import Input, Origin
-from localllama.convert.source import Folder, read_text
+from localllama.convert.source import Folder, Source, read_text
 from localllama.errors import ModelNotFound, UsageProblem
 
 # What a checkpoint's folder holds besides weights: its configuration, vocabulary and template.
@@ -31,19 +31,23 @@ def open_path(path: Path, eps: float | None = None) -> tuple[Model, Origin]:
     if eps is not None:
         raise UsageProblem(f"{path} tells the epsilon of its norms itself", "leave --eps out")
     if path.is_dir():
-        return _checkpoint(Folder.of(path))
+        return open_source(Folder.of(path))
     if path.suffix in _PARTS:
         raise UsageProblem(f"{path} is one file of a checkpoint", f"give the folder: {path.parent}")
     parts = gguf_source.parts_of(path)
     return gguf_source.open_model(parts), Origin(tuple(Input(part.name, part) for part in parts))
 
 
-def _checkpoint(folder: Folder) -> tuple[Model, Origin]:
-    model = open_checkpoint(folder)
+def open_source(source: Source) -> tuple[Model, Origin]:
+    """Return the checkpoint in ``source`` and what it is made of; reads headers only.
+
+    Raises BadFile and its like.
+    """
+    model = open_checkpoint(source)
     weights = {name for tensor in model.tensors for name in tensor.files}
-    names = [name for name in sorted(folder.sizes) if name in weights or _DESCRIBES.fullmatch(name)]
-    licence = next((name for name in sorted(folder.sizes) if _LICENCE.match(name)), "")
+    names = [name for name in sorted(source.sizes) if name in weights or _DESCRIBES.fullmatch(name)]
+    licence = next((name for name in sorted(source.sizes) if _LICENCE.match(name)), "")
     return model, Origin(
-        inputs=tuple(Input(name, folder.path(name)) for name in names),
-        licence=read_text(folder, licence).decode(errors="replace") if licence else "",
+        inputs=tuple(Input(name, source.path(name)) for name in names),
+        licence=read_text(source, licence).decode(errors="replace") if licence else "",
     )

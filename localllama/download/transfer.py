@@ -135,7 +135,7 @@ def _complete(
         try:
             if not partial.complete:
                 yield from _Transfer(remote, partial, network).run(gauge)
-            sha256, lost = yield from _verified(partial, remote.name)
+            sha256, lost = yield from verified(partial, remote.name)
         except _Changed:
             partial.restart()
             yield gauge.read(partial, f"{remote.name} changed at its source; starting again")
@@ -156,7 +156,8 @@ def _complete(
     )
 
 
-def _verified(partial: PartialFile, name: str) -> Generator[Progress, None, tuple[str, int]]:
+def verified(partial: PartialFile, name: str) -> Generator[Progress, None, tuple[str, int]]:
+    """Do as ``PartialFile.verify`` does, and yield Progress of ``name``."""
     work, due = partial.verify(), 0.0
     while True:
         try:

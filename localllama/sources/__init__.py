@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from localllama.config import Network
@@ -22,6 +23,16 @@ class Listing:
     revision: str = ""
     licence: Licence = field(default_factory=Licence)
     gated: bool = False
+
+
+def mark(file: RemoteFile) -> str:
+    """Return what tells this version of a file from the next."""
+    return file.sha256 or file.md5 or file.revision or str(file.size)
+
+
+def marks(files: Iterable[RemoteFile]) -> dict[str, str]:
+    """Return the marks of the files that a conversion reads, by name."""
+    return {file.name: mark(file) for file in files if file.role == "checkpoint"}
 
 
 def direct(name: ModelName) -> Ref:

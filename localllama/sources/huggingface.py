@@ -1,4 +1,4 @@
-"""Hugging Face: which GGUF of a repository, at which commit, and what stands in the way of it."""
+"""Hugging Face: which files of a repository, at which commit, and what stands in the way of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from localllama.files import storing, write_atomic
 from localllama.names import Licence, Ref, RemoteFile, is_digest
 from localllama.paths import Paths
 from localllama.sources import Listing
-from localllama.sources.selection import Parts, choose, models_in
+from localllama.sources.selection import Parts, choose, models_in, require_checkpoint
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -60,11 +60,11 @@ class Found:
 
 
 def files(ref: Ref, network: Network, paths: Paths) -> Listing:
-    """List the GGUF model that ``ref`` names, pinned to a commit.
+    """List the GGUF model that ``ref`` names, or the checkpoint to make it of, at one commit.
 
-    ``ref.files`` decides, else ``ref.quant``, else the usual preference. Raises UsageProblem
-    (several fit), RemoteNotFound (none fits, or no such repository), UnsupportedFile (no GGUF),
-    Gated, AccessDenied and the other NetworkErrors.
+    ``ref.files`` decides, else ``ref.quant``, else the usual preference; where there is no GGUF
+    at all, it is the checkpoint. Raises UsageProblem (several fit), RemoteNotFound (none fits, or
+    no such repository), UnsupportedFile (neither), Gated, AccessDenied and the other NetworkErrors.
     """
     token = "" if network.offline else find_token(paths)
     hub = _Hub(network, token)
@@ -74,7 +74,7 @@ def files(ref: Ref, network: Network, paths: Paths) -> Listing:
         for sibling in info.siblings or ()
         if _is_plain(sibling.rfilename)
     }
-    chosen = choose(ref, {name: max(0, _size(sibling)) for name, sibling in siblings.items()})
+    chosen = _chosen(ref, {name: max(0, _size(sibling)) for name, sibling in siblings.items()})
     if info.gated:
         # The metadata of a gated repository is public: only this says whether its files are.
         hub.require_access(ref.repo)
@@ -84,16 +84,24 @@ def files(ref: Ref, network: Network, paths: Paths) -> Listing:
     base = f"{network.hf_endpoint.rstrip('/')}/{ref.repo}/resolve/{commit}/"
     remote = tuple(
         RemoteFile(
-            PurePosixPath(name).name,
+            PurePosixPath(name).name if role == "model" else name,
             url=base + quote(name),
             size=_size(siblings[name]),
             sha256=_sha256(ref, siblings[name]),
-            revision=commit,
+            role=role,
+            revision=commit if role == "model" else siblings[name].blob_id or commit,
             token=token,
         )
-        for name in chosen
+        for name, role in chosen.items()
     )
     return Listing(remote, commit, _licence(info), bool(info.gated))
+
+
+def _chosen(ref: Ref, sizes: dict[str, int]) -> dict[str, str]:
+    """Return the names of the files to fetch, with their roles."""
+    if ref.original or not (ref.files or models_in(sizes)):
+        return require_checkpoint(ref.repo, sizes)
+    return dict.fromkeys(choose(ref, sizes), "model")
 
 
 def models(ref: Ref, network: Network, paths: Paths) -> tuple[Parts, ...]:

@@ -1,4 +1,7 @@
-"""A GGUF file or a folder with one on this machine: listed as it lies, adopted without a move."""
+"""A GGUF file, or a folder with one or with a checkpoint, on this machine: listed as it lies.
+
+A GGUF is adopted without a move.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import errno
 import os
 import sys
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 from localllama.errors import NotFound, UnsupportedFile, UsageProblem
@@ -14,18 +18,15 @@ from localllama.files import storing
 from localllama.names import Ref, RemoteFile, split_parts
 from localllama.progress import Progress
 from localllama.sources import Listing
-from localllama.sources.selection import models_in, require_parts
+from localllama.sources.selection import checkpoint, is_weights, models_in, require_parts
 
-_CHECKPOINT = (".safetensors", ".pth", ".pt", ".bin")
-_CONVERT = (
-    "make a model of original weights: localllama create NAME --from FOLDER --quantize Q4_K_M"
-)
+_CONVERT = "give the folder that it is in, with the files that describe it"
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 _BLOCK_BYTES = 4 << 20
 
 
 def files(ref: Ref) -> Listing:
-    """List the GGUF file, or the one GGUF model of the folder, that ``ref.repo`` points to.
+    """List the GGUF file, the one GGUF model or the checkpoint that ``ref.repo`` points to.
 
     Raises NotFound, UsageProblem (several models, unreadable) or UnsupportedFile (no GGUF).
     """
@@ -33,10 +34,12 @@ def files(ref: Ref) -> Listing:
         # The link's own name and neighbours count: hub caches link names to bare digests.
         path = Path(ref.repo).expanduser().absolute()
         path.stat()
+        if path.is_dir() and (parts := _checkpoint(path, ref)):
+            return Listing(parts, licence=ref.licence)
         first = _model_in(path) if path.is_dir() else _checked(path)
-        folder, parts = first.parent, split_parts(first.name)
-        require_parts(parts, (part for part in parts if (folder / part).is_file()), ref.repo)
-        listed = tuple(_listed(folder / part) for part in parts)
+        folder, names = first.parent, split_parts(first.name)
+        require_parts(names, (name for name in names if (folder / name).is_file()), ref.repo)
+        listed = tuple(_listed(folder / name) for name in names)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(f"there is no {ref.repo} here", "check the path for a typo") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: no such ~user, a loop of links
@@ -73,11 +76,29 @@ def _listed(path: Path) -> RemoteFile:
     return RemoteFile(path.name, path=str(path.resolve()), size=path.stat().st_size)
 
 
+def _checkpoint(folder: Path, ref: Ref) -> tuple[RemoteFile, ...]:
+    """Return the files of the checkpoint in ``folder``, none where there is a GGUF to take."""
+    found = (*folder.iterdir(), *folder.glob("additional_chat_templates/*"))
+    names = [path.relative_to(folder).as_posix() for path in found if path.is_file()]
+    if models_in(names) and not ref.original:
+        return ()
+    return tuple(
+        replace(_listed(folder / name), name=name, role=role, revision=_version(folder / name))
+        for name, role in checkpoint(names).items()
+    )
+
+
+def _version(path: Path) -> str:
+    """What changes when the file is written to."""
+    status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
 def _checked(path: Path) -> Path:
     """Return ``path`` if it may be a GGUF file; only the name or four bytes are looked at."""
     if not path.is_file():
         raise UsageProblem(f"{path} is neither a file nor a folder")
-    if path.suffix.lower() in _CHECKPOINT:
+    if is_weights(path.name):
         raise UnsupportedFile(f"{path.name} is not a GGUF file", _CONVERT, path=str(path))
     if path.suffix.lower() != ".gguf":
         with path.open("rb") as file:
@@ -100,9 +121,12 @@ def _model_in(folder: Path) -> Path:
         raise UsageProblem(
             f"{folder} holds {len(models)} GGUF models", f"give the path of one of them: {listed}"
         )
-    if "config.json" in names or any(name.endswith(_CHECKPOINT) for name in names):
+    if any(map(is_weights, names)):
         raise UnsupportedFile(
-            f"{folder} holds original weights, not a GGUF file", _CONVERT, path=str(folder)
+            f"{folder} holds weights in a layout that cannot be converted",
+            "these can: model*.safetensors or pytorch_model*.bin beside a config.json, and "
+            "consolidated.*.pth beside a params.json",
+            path=str(folder),
         )
     raise NotFound(f"there is no GGUF file in {folder}", "give the path of a .gguf file")
 

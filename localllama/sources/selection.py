@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
 from pathlib import PurePosixPath
 
-from localllama.errors import LocalLlamaError, RemoteNotFound, UnsupportedFile, UsageProblem
+from localllama.errors import RemoteNotFound, UnsupportedFile, UsageProblem
 from localllama.names import Ref, split_parts
 
 Parts = tuple[str, ...]  # all files of one model, in order
@@ -19,6 +20,12 @@ _TYPE = re.compile(
     re.IGNORECASE,
 )
 _ORIGINAL_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
+# Weights that can be converted, the best kind first, and what belongs to them.
+_CONVERTIBLE = ("model*.safetensors", "pytorch_model*.bin", "consolidated.*.pth")
+_DESCRIBES = re.compile(
+    r"[^/]+\.(json|model|jinja)|merges\.txt|additional_chat_templates/[^/]+\.jinja"
+)
+_CARDS = {"card": re.compile(r"README\.md"), "license": re.compile(r"(?i)licen[cs]e(\.(txt|md))?")}
 _MOST_CHOICES = 12
 
 
@@ -44,14 +51,14 @@ def choose(ref: Ref, sizes: Mapping[str, int]) -> Parts:
     """Return the files that ``ref`` asks for, of a repository with ``sizes`` (name -> bytes).
 
     ``ref.files`` decides, else ``ref.quant``, else the usual preference. Raises UsageProblem
-    (several fit), RemoteNotFound (none fits) or UnsupportedFile (no GGUF at all).
+    (several fit), RemoteNotFound (none fits) or UnsupportedFile (the file is no GGUF).
     """
     if ref.files:
         chosen = [part for wanted in ref.files for part in _named(ref, wanted, sizes)]
         return tuple(dict.fromkeys(chosen))
     models = models_in(sizes)
     if not models:
-        raise _without_gguf(ref, sizes)
+        raise RemoteNotFound(f"{ref.repo} holds no model", _find_ready(ref.repo))
     fitting = _fitting(models, ref.quant)
     if len(fitting) != 1:
         problem = UsageProblem if fitting else RemoteNotFound
@@ -61,6 +68,39 @@ def choose(ref: Ref, sizes: Mapping[str, int]) -> Parts:
         raise problem(f"{ref.repo} has {count}{of_type}", hint)
     require_parts(fitting[0], sizes, ref.repo)
     return fitting[0]
+
+
+def checkpoint(names: Iterable[str]) -> dict[str, str]:
+    """Return the files of a checkpoint among ``names`` with their roles, its weights last.
+
+    Empty where there are no weights that can be converted.
+    """
+    present = sorted(names)
+    for pattern in _CONVERTIBLE:
+        weights = [name for name in present if fnmatch(name, pattern) and "/" not in name]
+        if weights:
+            described = {name: "checkpoint" for name in present if _DESCRIBES.fullmatch(name)}
+            for role, card in _CARDS.items():
+                described |= {name: role for name in present if card.fullmatch(name)}
+            return described | dict.fromkeys(weights, "checkpoint")
+    return {}
+
+
+def is_weights(name: str) -> bool:
+    """Whether a checkpoint's file is a large one."""
+    return name.lower().endswith(_ORIGINAL_WEIGHTS)
+
+
+def require_checkpoint(repo: str, names: Iterable[str]) -> dict[str, str]:
+    """Return what ``checkpoint`` does; raises UnsupportedFile or RemoteNotFound for none."""
+    names = tuple(names)
+    if found := checkpoint(names):
+        return found
+    if any(map(is_weights, names)):
+        raise UnsupportedFile(
+            f"{repo} holds weights in a layout that cannot be converted", _find_ready(repo)
+        )
+    raise RemoteNotFound(f"{repo} holds no original weights", _find_ready(repo))
 
 
 def _is_model(name: str) -> bool:
@@ -110,15 +150,6 @@ def _choices(repo: str, models: tuple[Parts, ...], sizes: Mapping[str, int]) -> 
     more = len(models) - _MOST_CHOICES
     rest = f" and {more} more" if more > 0 else ""
     return f"ask for hf.co/{repo}:CHOICE, one of {', '.join(listed)}{rest}"
-
-
-def _without_gguf(ref: Ref, names: Iterable[str]) -> LocalLlamaError:
-    if any(name.lower().endswith(_ORIGINAL_WEIGHTS) for name in names):
-        return UnsupportedFile(
-            f"{ref.repo} holds original weights, and converting them is not yet in this version",
-            _find_ready(ref.repo),
-        )
-    return RemoteNotFound(f"{ref.repo} holds no model", _find_ready(ref.repo))
 
 
 def _find_ready(repo: str) -> str:

@@ -35,7 +35,9 @@ class Installed:
     lead there (for ``update``); ``saved`` says that the settings are the user's own, from /save.
     ``digest`` identifies the content. ``info`` holds the scalars of the GGUF header,
     ``parameters`` what is set for this model, ``catalog_parameters`` and ``fallback_template``
-    what the catalog says.
+    what the catalog says. ``conversion`` tells of a model that was made of original weights:
+    ``recipe``, ``inputs`` (name -> sha256), ``version`` of the converter, ``origin`` as it was
+    asked for, ``marks`` of the inputs at the source, and the ``key`` that all of it makes.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Installed:
     catalog_parameters: dict[str, Any] = field(default_factory=dict)
     messages: tuple[dict[str, str], ...] = ()
     saved: bool = False
+    conversion: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
     modified_at: str = ""
 
