@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from localllama import names, pull
+from localllama import contents, names, pull
 from localllama.catalog import Catalog
 from localllama.config import Network
 from localllama.convert import ggml, gguf_source, opening, provenance, types, writer
@@ -150,7 +150,7 @@ def _described(base: Installed, written: Written, origin: Origin) -> Installed:
         base,
         files=(file, *(old for old in base.files if old.role != "model")),
         quant=info.quantization,
-        info=pull.scalars(info),
+        info=contents.scalars(info),
         conversion={},
         licence=base.licence or {key: value for key, value in terms.items() if value},
     )

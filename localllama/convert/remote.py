@@ -37,6 +37,7 @@ class Remote:
         self._network = network
         self._texts: dict[str, bytes] = {}
         self._seen: dict[str, dict[int, bytes]] = {}  # what was read of weights, by its begin
+        self._arrived: set[str] = set()
         self._digests = {file.name: file.sha256 for file in files if file.sha256}
 
     def path(self, name: str) -> Path:
@@ -47,7 +48,7 @@ class Remote:
         """Return those bytes; raises NetworkError, BadFile."""
         if not is_weights(name):
             return self.text(name)[begin:end]
-        if self.path(name).exists():
+        if name in self._arrived:  # what merely lies there may be damaged
             data = DataFile(self.path(name), self.sizes[name]).read(begin, end - begin).tobytes()
         else:
             file = self.files[name]
@@ -85,6 +86,7 @@ class Remote:
         for begin, data in self._seen.get(name, {}).items():
             if file.read(begin, len(data)).tobytes() != data:
                 raise self._differs(name)
+        self._arrived.add(name)
 
     def keep_texts(self, folder: Path) -> None:
         """Write what is not weights into ``folder``, as it is at the source."""

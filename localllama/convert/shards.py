@@ -87,7 +87,12 @@ class Shards:
                 self._remote.path(name).unlink(missing_ok=True)
         with self._change:
             self._taken.discard(name)
+            self._ready.discard(name)
             self._change.notify_all()
+
+    def begin(self) -> None:
+        """Let files be waited for, also after a stop."""
+        self._ended = None
 
     def stop(self) -> None:
         """Let nobody wait any longer."""

@@ -96,6 +96,7 @@ def _convert(
     for file in {file for tensor in layout.model.tensors for file in tensor.files} - set(needed):
         shards.done(file)
     gauge = _Gauge(name, layout, out, shards, shards.missing_bytes(needed))
+    shards.begin()
     filling = _Thread(fill(layout, output, name, shards, threads=threads), "filling")
     fetching = _Thread(shards.fetch(needed, ROOM), "fetching")
     try:
