@@ -20,6 +20,7 @@ from localllama.errors import (
     InvalidName,
     LocalLlamaError,
     NotEnoughDisk,
+    UnsupportedFile,
     UsageProblem,
 )
 from localllama.files import sha256_of, storing
@@ -376,6 +377,12 @@ def changed(model: Installed, offer: Offer) -> bool:
 def describe(name: ModelName) -> Installed:
     """Return a GGUF file on this machine as a model, without taking it into the store."""
     files = local.files(sources.direct(name)).files
+    if any(file.role == "checkpoint" for file in files):
+        raise UnsupportedFile(
+            f"{name} holds original weights, which have to be converted first",
+            f"localllama pull {name}",
+            name.repo,
+        )
     info = contents.read([Path(file.path) for file in files])
     stored = tuple(StoredFile(file.path, "", max(0, file.size)) for file in files)
     return Installed(name=name.repo, files=stored, source=name.repo, info=contents.scalars(info))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +22,7 @@ from localllama.errors import (
     AccessDenied,
     BadFile,
     ChecksumMismatch,
+    DiskFull,
     Gated,
     InvalidParameter,
     NotEnoughDisk,
@@ -262,8 +265,10 @@ def test_a_folder(env: dict[str, str], checkpoint: Path, tmp_path: Path) -> None
     assert json.loads(result.stdout.splitlines()[-1])["model"]["name"] == "small-hf:latest"
     (path,) = cli.data("path", "small-hf", env=env)["paths"]
     assert tensors(Path(path)) == tensors(converted(checkpoint, tmp_path / "same.gguf", "Q5_0"))
-    assert sorted(checkpoint.glob("*.safetensors")) != []
+    assert len(list(checkpoint.glob("*.safetensors"))) == 4
     assert statuses(env) == {"small-hf:latest": "current"}
+    refused = cli.run("show", str(checkpoint), env=env)
+    assert refused.returncode == 5 and f"localllama pull {checkpoint}" in refused.stderr
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -406,6 +411,43 @@ def test_a_disk_that_is_too_small(hub: Hub, puller: Puller, checkpoint: Path) ->
     trouble = pull.judge(offer, puller.store.paths)
     assert isinstance(trouble, NotEnoughDisk)
     assert pull.judge(puller.look(), puller.store.paths) is None
+
+
+def test_a_disk_that_fills_up(hub: Hub, puller: Puller, checkpoint: Path) -> None:
+    origins.publish(hub, REPO, checkpoint)
+    largest = max(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    offer = puller.look(f"hf.co/{REPO}:Q8_0")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As a full disk: every shard just fits, and the result does not.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest + 4096, hard))
+    try:
+        with pytest.raises(DiskFull, match="the disk is full"):
+            puller.pull(offer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert puller.store.models() == []
+    sent = hub.bytes_sent("model-00001-of-00004")
+    puller.pull(puller.look(f"hf.co/{REPO}:Q8_0"))
+    assert hub.bytes_sent("model-00001-of-00004") - sent < 100_000
+
+
+def test_an_interrupted_pull_says_how_to_go_on(
+    hub: Hub, env: dict[str, str], checkpoint: Path
+) -> None:
+    origins.publish(hub, REPO, checkpoint)
+    slow = hub.fault("model-00003-of-00004", "stall", host="cdn", times=None, skip=2)
+    command = [*cli.COMMAND, "pull", NAME]
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    assert slow.reached.wait(60)
+    process.send_signal(signal.SIGINT)
+    _, talk = process.communicate()
+    assert process.returncode == 130
+    assert "the same command goes on" in talk and "Traceback" not in talk
+    assert cli.data("list", env=env)["models"] == []
+    slow.times = 0
+    sent = hub.bytes_sent("model-00001-of-00004")
+    assert cli.run("pull", NAME, env=env).returncode == 0
+    assert hub.bytes_sent("model-00001-of-00004") - sent < 100_000
 
 
 # Meta's own download

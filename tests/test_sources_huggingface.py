@@ -148,11 +148,27 @@ def test_what_is_not_there_lists_what_is(hub: Hub, paths: Paths, tag: str) -> No
     assert "Q4_K_M (0.4 GB), Q8_0 (0.0 MB)" in missing.value.hint
 
 
-def test_original_weights_are_not_run_yet(hub: Hub, paths: Paths) -> None:
-    hub.add_repo("o/tiny-hf", {"model.safetensors": b"", "config.json": b"{}"})
-    with pytest.raises(UnsupportedFile, match="not yet") as refused:
-        listing(hub, paths, "hf.co/o/tiny-hf")
-    assert "localllama search tiny" in refused.value.hint
+def test_original_weights_are_listed_with_what_belongs_to_them(hub: Hub, paths: Paths) -> None:
+    small = {"config.json": b"{}", "README.md": b"", "LICENSE": b"", "tokenizer.model": b"x"}
+    others = {"pytorch_model.bin": b"", "original/model.safetensors": b"", "script.py": b""}
+    hub.add_repo("o/tiny-hf", {"model.safetensors": b"weights", **small, **others})
+    found = {file.name: file for file in listing(hub, paths, "hf.co/o/tiny-hf").files}
+    assert {name: file.role for name, file in found.items()} == {
+        "config.json": "checkpoint",
+        "tokenizer.model": "checkpoint",
+        "README.md": "card",
+        "LICENSE": "license",
+        "model.safetensors": "checkpoint",
+    }
+    assert found["model.safetensors"].sha256 and not found["config.json"].sha256
+    before = found["config.json"].revision
+    hub.update_repo("o/tiny-hf", {"README.md": b"more"})
+    after = {file.name: file for file in listing(hub, paths, "hf.co/o/tiny-hf").files}
+    assert after["config.json"].revision == before
+    hub.add_repo("o/odd", {"unet.safetensors": b"", "config.json": b"{}"})
+    with pytest.raises(UnsupportedFile, match="cannot be converted") as refused:
+        listing(hub, paths, "hf.co/o/odd")
+    assert "localllama search odd" in refused.value.hint
 
 
 def test_a_repository_without_any_model(hub: Hub, paths: Paths) -> None:

@@ -81,8 +81,8 @@ def _two(folder: Path) -> Path:
     return folder
 
 
-def _checkpoint(folder: Path) -> Path:
-    make(folder, "config.json", "model.safetensors")
+def _diffusion(folder: Path) -> Path:
+    make(folder, "config.json", "unet.safetensors")
     return folder
 
 
@@ -108,7 +108,7 @@ def _too_long(folder: Path) -> Path:
         (_empty, NotFound, "no GGUF"),
         (_part_missing, NotFound, "m-00002-of-00002"),
         (_two, UsageProblem, "2 GGUF models"),
-        (_checkpoint, UnsupportedFile, "original weights"),
+        (_diffusion, UnsupportedFile, "cannot be converted"),
         (_weights, UnsupportedFile, "not a GGUF"),
         (_text, UnsupportedFile, "not a GGUF"),
         (_too_long, UsageProblem, "cannot read"),
@@ -120,6 +120,17 @@ def test_what_is_no_model_is_refused(
     with pytest.raises(kind, match=says) as refused:
         listing(where(tmp_path))
     assert refused.value.hint or kind is UsageProblem
+
+
+def test_a_checkpoint_is_listed_where_it_lies(tmp_path: Path) -> None:
+    make(tmp_path, "config.json", "model.safetensors", "notes.txt")
+    found = listing(tmp_path).files
+    assert [(file.name, file.role) for file in found] == [
+        ("config.json", "checkpoint"),
+        ("model.safetensors", "checkpoint"),
+    ]
+    make(tmp_path, "x.gguf")
+    assert [file.name for file in listing(tmp_path).files] == ["x.gguf"]
 
 
 def test_adopting_leaves_the_original(tmp_path: Path) -> None:

@@ -54,6 +54,11 @@ def _listed(app: App, name: ModelName, quant: str) -> list[RemoteFile]:
         sources.files(ref, app.network(), app.paths) for ref in _references(app, name, quant)
     ]
     files = [file for listing in listings for file in listing.files if file.role == "model"]
+    if not files:
+        raise UsageProblem(
+            f"{name} holds original weights: what they become is known when they are converted",
+            f"localllama pull {name}, then ask again",
+        )
     outside = [file for file in files if not file.member]
     if not outside:
         raise UsageProblem(

@@ -30,7 +30,7 @@ from localllama.files import storing, write_atomic
 from localllama.names import Licence, Ref, RemoteFile, is_digest
 from localllama.paths import Paths
 from localllama.sources import Listing
-from localllama.sources.selection import Parts, choose, models_in, require_checkpoint
+from localllama.sources.selection import Parts, choose, is_weights, models_in, require_checkpoint
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -99,7 +99,8 @@ def files(ref: Ref, network: Network, paths: Paths) -> Listing:
 
 def _chosen(ref: Ref, sizes: dict[str, int]) -> dict[str, str]:
     """Return the names of the files to fetch, with their roles."""
-    if ref.original or not (ref.files or models_in(sizes)):
+    has_others = any(map(is_weights, sizes)) and not models_in(sizes)
+    if ref.original or (has_others and not ref.files):
         return require_checkpoint(ref.repo, sizes)
     return dict.fromkeys(choose(ref, sizes), "model")
 

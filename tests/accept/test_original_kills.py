@@ -1,4 +1,4 @@
-"""A pull of original weights, killed at 10 random moments, ends with the digest of one that is not."""
+"""A pull of original weights, killed at 10 random moments: the digest of one that is not."""
 
 from __future__ import annotations
 
