@@ -26,7 +26,7 @@ from localllama.convert.remote import Remote
 from localllama.convert.shards import Shards
 from localllama.convert.source import Folder
 from localllama.download import partial
-from localllama.errors import BadFile, ChecksumMismatch
+from localllama.errors import BadFile, ChecksumMismatch, InvalidParameter
 from localllama.files import sha256_of, storing
 from localllama.gguf_file import ModelInfo
 from localllama.names import Ref, RemoteFile, Source
@@ -174,7 +174,14 @@ def _plan(source: Remote | Folder, recipe: Recipe, origin: Origin) -> Layout:
         raise _in_words(error, source, filter(is_weights, source.sizes)) from error
     licence = origin.licence or found.licence
     layout = lay_out(model, recipe, replace(origin, inputs=found.inputs, licence=licence))
-    check(layout)
+    try:
+        check(layout)
+    except InvalidParameter as error:
+        error.hint = (
+            "choose another type, or keep the weights (--keep-original) and make a file of them: "
+            "localllama convert --imatrix FILE"
+        )
+        raise
     return layout
 
 
@@ -225,8 +232,16 @@ def _of_folder(
 def _of_remote(
     work: Work, source: Remote, name: str, paths: Paths, network: Network, threads: int
 ) -> Generator[Progress, None, Made]:
-    shards = Shards(source, paths.partials, network, kept=bool(work.kept), explained=work.explained)
     layout = work.layout
+    shards = Shards(
+        source,
+        paths.partials,
+        network,
+        # Where the plan needs them all, going on after a kill does, too.
+        stay=layout is None or work.kept is not None,
+        touched=work.kept is not None,
+        explained=work.explained,
+    )
     if layout is None:
         yield from shards.fetch(list(work.weights), room=len(work.weights))
         layout = _plan(source, work.recipe, work.origin)

@@ -32,7 +32,12 @@ class Remote:
     ) -> None:
         self.name = name
         self.files = {file.name: file for file in files}
-        self.sizes = {file.name: max(0, file.size) for file in files}
+        self.sizes = {
+            file.name: file.size
+            if file.size >= 0
+            else download.probe(file.url, network, file.token).size
+            for file in files
+        }
         self._places = places
         self._network = network
         self._texts: dict[str, bytes] = {}

@@ -27,8 +27,8 @@ class Stopped(Exception):
 class Shards:
     """The Files of a conversion: ``fetch`` runs in one thread, ``need`` and ``done`` in another.
 
-    ``kept`` says that files stay when they are done with, and that those that are there already
-    may have been touched. ``explained`` puts refusals into words.
+    ``stay`` says that files are not removed when they are done with, ``touched`` that those that
+    are there already may not be what they were. ``explained`` puts refusals into words.
     """
 
     def __init__(
@@ -37,11 +37,12 @@ class Shards:
         partials: Path,
         network: Network,
         *,
-        kept: bool,
+        stay: bool,
+        touched: bool,
         explained: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._remote, self._partials, self._network = remote, partials, network
-        self._kept, self._explained = kept, explained
+        self._stay, self._touched, self._explained = stay, touched, explained
         self._change = Condition()
         self._taken: set[str] = set()  # there or on the way
         self._ready: set[str] = set()
@@ -81,8 +82,8 @@ class Shards:
                 raise self._ended
 
     def done(self, name: str) -> None:
-        """Remove a file that no tensor needs any more, unless it is to be kept."""
-        if not self._kept:
+        """Remove a file that no tensor needs any more, unless it is to stay."""
+        if not self._stay:
             with storing(self._partials):
                 self._remote.path(name).unlink(missing_ok=True)
         with self._change:
@@ -104,7 +105,7 @@ class Shards:
             self._change.notify_all()
 
     def _wait_for_room(self, room: int) -> Generator[Progress, None, None]:
-        while not self._kept and len(self._taken) >= room:
+        while not self._stay and len(self._taken) >= room:
             with self._change:
                 self._change.wait(_SHOW_SECONDS)
             yield Progress("wait")
@@ -140,7 +141,7 @@ class Shards:
         with storing(path):
             if not path.exists():
                 return ""
-            if file.sha256 and not self._kept:  # only what was verified is ever put there
+            if file.sha256 and not self._touched:  # only what was verified is ever put there
                 return file.sha256
             sha256 = yield from sha256_of(path, file.name)
             if file.sha256 in ("", sha256):

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 from msgspec import UNSET
 
-from localllama import __version__, gguf_file, hardware, model_card, pull
+from localllama import __version__, contents, gguf_file, hardware, model_card, pull
 from localllama.config import Network
 from localllama.errors import (
     InvalidParameter,
@@ -238,7 +238,7 @@ class Shelf:
         path = here if here.is_file() else there
         if not path.is_file():
             raise ModelNotFound(f"blob sha256:{hex_digest} not found", "upload it first")
-        info = pull.scalars(gguf_file.read_info(path))
+        info = contents.scalars(gguf_file.read_info(path))
         stored = StoredFile(Path(name).name[:200], hex_digest, path.stat().st_size, promised=True)
         arrived = {} if path == here else {hex_digest: path}
         return Installed("", (stored,), source="upload", info=info), arrived
@@ -292,7 +292,7 @@ class _Told:
 
     def line(self, moment: Progress) -> wire.Status | None:
         """Return the next line, None where it would say nothing new."""
-        if moment.phase == "download":
+        if moment.phase in ("download", "convert"):
             digest, size = self._files.get(moment.item, ("", 0))
             digest = digest or sha256(moment.item.encode()).hexdigest()
             return wire.Status(
