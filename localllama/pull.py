@@ -173,6 +173,14 @@ def _made_before(offer: Offer, store: Store) -> Installed | None:
     return None
 
 
+def forget(offer: Offer, paths: Paths) -> None:
+    """Remove what an interrupted pull left; raises StoreError while another process works on it."""
+    from localllama.download import partial
+
+    for remote in offer.files:
+        partial.discard(paths.partials, partial.key_of(remote.url, remote.sha256))
+
+
 def _fetched_bytes(remote: RemoteFile, paths: Paths) -> int:
     """What an interrupted pull has left of this file: it needs no disk twice."""
     from localllama.download import partial

@@ -165,6 +165,28 @@ class Runner:
                 if engine is not None:
                     engine.close()
 
+    def machine(self) -> Hardware:
+        """Return what a model could have: with what idle workers hold, which make room for it."""
+        live = self.running()
+        idle = [r for r in live if r.status is not None and not r.status.running]
+        return _with(
+            self._probe(),
+            {HOST: -sum(r.record.label.mapped_bytes for r in live)},
+            *(r.record.label.device_bytes for r in idle),
+        )
+
+    def preview(self, model: Installed, want: Want, machine: Hardware) -> tuple[ModelInfo, Plan]:
+        """Return a model's header, and how it would be loaded on ``machine``; loads nothing.
+
+        Raises DoesNotFit, BadFile.
+        """
+        info = gguf_file.read_split_info(self._options(model, want).paths)
+        wish = planned(replace(want, context_length=self._asked(model, want)), info, self.config)
+        known = plan.ratios(
+            plan.loads(self.paths.loads_file), info.architecture, version("llama-cpp-python")
+        )
+        return info, plan.fit(info, machine, wish, known)
+
     # joining
 
     def _join(self, model: Installed, want: Want) -> Engine | None:

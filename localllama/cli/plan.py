@@ -39,15 +39,6 @@ class Row:
     context_length: int
     plan: Plan | None
 
-    @property
-    def verdict(self) -> str:
-        """``fits`` (on the GPUs, or there are none), ``partly``, ``CPU`` or ``no``."""
-        if self.plan is None:
-            return "no"
-        if len(self.plan.uses) == 1 or self.plan.gpu_layers == self.plan.layers:
-            return "fits"
-        return "partly" if self.plan.gpu_layers else "CPU"
-
 
 @click.command("plan", epilog=_EXAMPLES)
 @click.argument("model", shell_complete=complete_known)
@@ -156,7 +147,7 @@ def _show_rows(found: list[Row], *, as_json: bool) -> None:
                 {
                     **_facts(row.info),
                     "context_length": row.context_length,
-                    "fits": row.verdict,
+                    "fits": plan.verdict(row.plan),
                     "plan": asdict(row.plan) if row.plan else None,
                 }
                 for row in found
@@ -173,7 +164,7 @@ def _show_rows(found: list[Row], *, as_json: bool) -> None:
                 row.plan.kv_type if row.plan else "",
                 f"{row.plan.gpu_layers}/{row.plan.layers}" if row.plan else "",
                 output.size(row.plan.total_bytes) if row.plan else "",
-                row.verdict,
+                plan.verdict(row.plan),
             )
             for row in found
         ],

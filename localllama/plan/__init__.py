@@ -9,11 +9,16 @@ from localllama.plan.fit import alternatives, fit
 from localllama.plan.formula import KV_TYPES, recurrent
 from localllama.plan.learned import Error, Load, errors, kind_of, loads, ratios, record
 from localllama.plan.types import HOST, MOST, SMALLEST_USEFUL_CONTEXT, Plan, Use, Want
+from localllama.plan.verdict import CPU, FITS, NO, PARTLY, guess, verdict
 
 __all__ = [
+    "CPU",
+    "FITS",
     "HOST",
     "KV_TYPES",
     "MOST",
+    "NO",
+    "PARTLY",
     "SMALLEST_USEFUL_CONTEXT",
     "Error",
     "Load",
@@ -24,6 +29,7 @@ __all__ = [
     "corrected",
     "errors",
     "fit",
+    "guess",
     "idle_gpu",
     "kind_of",
     "loads",
@@ -34,4 +40,5 @@ __all__ = [
     "recurrent",
     "rows",
     "sentence",
+    "verdict",
 ]

@@ -6,17 +6,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import PurePath
 from time import monotonic
 from typing import ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
-from textual.screen import Screen
+from textual.message import Message
+from textual.screen import ModalScreen, Screen
 
-from localllama import catalog
+from localllama import catalog, config_file
 from localllama.chat.conversation import Conversation
 from localllama.chat.history import History
 from localllama.config import Config
+from localllama.config import load as load_config
 from localllama.engine import sampling
 from localllama.engine.api import Sampling
 from localllama.engine.registry import Label
@@ -24,21 +27,30 @@ from localllama.errors import LocalLlamaError
 from localllama.plan import HOST
 from localllama.runner import Want, parameter_layers
 from localllama.store import Installed, Store
-from localllama.tui.messages import ModelChanged
+from localllama.tui.fits import Fits
+from localllama.tui.messages import FitsKnown, ModelChanged, PullChanged
 from localllama.tui.models import Models, Opener
+from localllama.tui.pulls import Pull, Pulls, State
 from localllama.tui.replies import Reply
+from localllama.tui.screens import OTHER_SCREENS
 from localllama.tui.screens.chat import ChatScreen
-from localllama.tui.widgets.status import State
+from localllama.tui.widgets.status import State as Status
+
+_GOOD_BYE_SECONDS = 2.0
 
 
 class LocalLlamaApp(App[None]):
     """Chats with the models of ``store``, opened by ``runner``, kept in ``history``."""
 
     TITLE = "localllama"
-    CSS_PATH = "styles.tcss"
-    SCREENS: ClassVar[dict[str, Callable[[], Screen[None]]]] = {"chat": ChatScreen}
+    CSS_PATH: ClassVar[list[str | PurePath]] = ["styles.tcss", "screens.tcss"]
+    SCREENS: ClassVar[dict[str, Callable[[], Screen[None]]]] = {
+        "chat": ChatScreen,
+        **OTHER_SCREENS,
+    }
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", priority=True),
+        Binding("f2", "go('models')", "Models", priority=True),
         Binding("ctrl+q", "quit", "Quit", priority=True),
     ]
 
@@ -49,7 +61,10 @@ class LocalLlamaApp(App[None]):
         self.store = store
         self.config = config
         self.history = history or History.temporary()
+        self.runner = runner
         self.models = Models(runner, self._model_changed)
+        self.pulls = Pulls(store, config.network, self._pull_changed)
+        self.fits = Fits(runner, config.run.reserve_bytes, self._fits_known)
 
     async def on_mount(self) -> None:
         """Show the chat, and load a model behind it."""
@@ -104,10 +119,35 @@ class LocalLlamaApp(App[None]):
         self.push_screen(Choose(question, options, present.name if present else ""), chosen)
 
     def _model_changed(self) -> None:
+        self._tell_screens(ModelChanged)
+
+    def _pull_changed(self, pull: Pull) -> None:
+        self._tell_screens(partial(PullChanged, pull))
+        if self.is_running:
+            self.post_message(PullChanged(pull))
+
+    def _fits_known(self) -> None:
+        self._tell_screens(FitsKnown)
+
+    def _tell_screens(self, news: Callable[[], Message]) -> None:
         """Called in any thread."""
         if self.is_running:
             for screen in self.screen_stack:
-                screen.post_message(ModelChanged())
+                screen.post_message(news())
+
+    def on_pull_changed(self, event: PullChanged) -> None:
+        """Say so, wherever the user is."""
+        pull = event.pull
+        if pull.state is State.DONE:
+            self.notify(f"{pull.name} is installed", markup=False)
+        elif pull.error is not None:
+            self.tell(pull.error)
+
+    def configure(self, section: str, key: str, value: config_file.Value | None) -> None:
+        """Set something in config.toml and go by it from now on; raises InvalidConfig."""
+        file = self.store.paths.config_file
+        config_file.change(file, section, key, value)
+        self.config = self.runner.config = load_config(file)
 
     def sampling(self, own: Mapping[str, object]) -> Sampling:
         """Return the parameters that count for a chat with ``own`` ones."""
@@ -115,7 +155,7 @@ class LocalLlamaApp(App[None]):
         below = parameter_layers(installed, self.config) if installed else []
         return sampling.resolve([("chat", own), *below]).sampling
 
-    def status(self, conversation: Conversation | None, reply: Reply | None) -> State:
+    def status(self, conversation: Conversation | None, reply: Reply | None) -> Status:
         """Return what the status line says."""
         models = self.models
         engine, installed = models.engine, models.installed
@@ -123,7 +163,7 @@ class LocalLlamaApp(App[None]):
         done = next(
             (m.done for m in reversed(branch) if m.done and m.done.usage.prompt_tokens), None
         )
-        state = State(
+        state = Status(
             model=installed.name.removesuffix(":latest") if installed else "",
             quantization=_quantization(installed) if installed else "",
             place=_place(engine.record.label) if engine else "",
@@ -170,6 +210,16 @@ class LocalLlamaApp(App[None]):
 
     # actions
 
+    def action_go(self, name: str) -> None:
+        """Go to a screen beside the chat, or from there back to the chat."""
+        if isinstance(self.screen, ModalScreen):
+            return
+        there = self.screen is self.get_screen(name)
+        while not isinstance(self.screen, ChatScreen):
+            self.pop_screen()
+        if not there:
+            self.push_screen(name)
+
     def action_help(self) -> None:
         """Show all keys that do something here, or hide them."""
         from textual.css.query import NoMatches
@@ -204,6 +254,7 @@ class LocalLlamaApp(App[None]):
         for screen in self.screen_stack:
             if isinstance(screen, ChatScreen):
                 screen.leave()
+        self.pulls.leave(_GOOD_BYE_SECONDS)
         if (engine := self.models.leave()) is not None:
             engine.close()
         self.exit()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from textual.message import Message
 
 from localllama.errors import LocalLlamaError
 from localllama.progress import Progress
 from localllama.store import Installed
+from localllama.tui.pulls import Pull
 from localllama.tui.replies import Reply
+
+if TYPE_CHECKING:
+    from localllama.sources.huggingface import Found
 
 
 class ModelChanged(Message):
@@ -35,4 +41,34 @@ class PullEnded(Message):
 
     def __init__(self, result: Installed | LocalLlamaError) -> None:
         super().__init__()
+        self.result = result
+
+
+class PullChanged(Message):
+    """One of the pulls of the models screen is further, stands or asks something."""
+
+    def __init__(self, pull: Pull) -> None:
+        super().__init__()
+        self.pull = pull
+
+
+class FitsKnown(Message):
+    """It is known which models fit."""
+
+
+class DetailsFound(Message):
+    """What there is to tell of a model."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__()
+        self.name = name
+        self.text = text
+
+
+class HubSearched(Message):
+    """What the hub found for some words, or why it was not asked."""
+
+    def __init__(self, words: str, result: list[Found] | LocalLlamaError) -> None:
+        super().__init__()
+        self.words = words
         self.result = result

@@ -9,9 +9,13 @@ from typing import Protocol
 
 from localllama.chat.conversation import LoadedModel
 from localllama.chat.session import Model
+from localllama.config import Config
 from localllama.engine.registry import Record
 from localllama.errors import EngineError, LocalLlamaError
-from localllama.runner import Want
+from localllama.gguf_file import ModelInfo
+from localllama.hardware import Hardware
+from localllama.plan import Plan
+from localllama.runner import Running, Want
 from localllama.store import Installed
 
 
@@ -29,7 +33,9 @@ class Loaded(Model, Protocol):
 
 
 class Opener(Protocol):
-    """Opens models, as the Runner does."""
+    """Opens models and knows the open ones, as the Runner does."""
+
+    config: Config
 
     def open(
         self, model: Installed, want: Want, *, on_progress: Callable[[float], None] | None = None
@@ -39,6 +45,22 @@ class Opener(Protocol):
 
     def forget(self, conversation: str) -> None:
         """Remove what is on disk of what was computed of a conversation."""
+        ...
+
+    def running(self) -> list[Running]:
+        """Return the live workers."""
+        ...
+
+    def stop(self, record: Record) -> None:
+        """End a worker."""
+        ...
+
+    def machine(self) -> Hardware:
+        """Return what a model could have."""
+        ...
+
+    def preview(self, model: Installed, want: Want, machine: Hardware) -> tuple[ModelInfo, Plan]:
+        """Return a model's header and how it would be loaded; raises DoesNotFit, BadFile."""
         ...
 
 

@@ -10,11 +10,11 @@ from time import monotonic
 from textual.events import Paste
 from textual.pilot import Pilot
 
-from localllama import names, paths
+from localllama import hardware, names, paths
 from localllama.chat.history import History
 from localllama.config import Config
 from localllama.errors import LocalLlamaError
-from localllama.runner import Want
+from localllama.runner import Runner, Want
 from localllama.store import Installed, Store, StoredFile
 from localllama.tui.app import LocalLlamaApp
 from tests.support.engines import ScriptedEngine
@@ -23,10 +23,11 @@ _PATIENCE_SECONDS = 12.0  # for a hang, not a measure
 _MODEL = b"not a model: the engine is scripted"
 
 
-class ScriptedRunner:
-    """Opens one engine for every model, and keeps what was asked for."""
+class ScriptedRunner(Runner):
+    """Opens one engine for every model, and keeps what was asked for; the machine is described."""
 
-    def __init__(self, engine: ScriptedEngine) -> None:
+    def __init__(self, engine: ScriptedEngine, store: Store, config: Config) -> None:
+        super().__init__(store, config, store.paths, probe=lambda: hardware.described(16 * 10**9))
         self.engine = engine
         self.opened: list[tuple[str, int]] = []
         self.error: LocalLlamaError | None = None
@@ -34,7 +35,7 @@ class ScriptedRunner:
 
     def open(
         self, model: Installed, want: Want, *, on_progress: Callable[[float], None] | None = None
-    ) -> ScriptedEngine:
+    ) -> ScriptedEngine:  # type: ignore[override]  # the seam is tui.models.Opener
         """Return the engine, or fail."""
         self.opened.append((model.name, want.context_length))
         if on_progress is not None:
@@ -113,11 +114,14 @@ async def running(
     *,
     models: tuple[str, ...] = ("smol",),
     size: tuple[int, int] = (120, 40),
+    config: Config | None = None,
 ) -> AsyncIterator[Screen]:
     """Run the app in a home; the history is kept there."""
     store = install(home, *models)
+    config = config or Config()
+    runner = ScriptedRunner(engine, store, config)
     with History(store.paths.chats_file) as history:
-        app = LocalLlamaApp(ScriptedRunner(engine), store, Config(), history)
+        app = LocalLlamaApp(runner, store, config, history)
         async with app.run_test(size=size, notifications=True) as pilot:
             yield Screen(app, pilot)
             await app.action_quit()

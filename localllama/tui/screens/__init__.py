@@ -1,1 +1,16 @@
-"""What fills the terminal, one file a screen."""
+"""What fills the terminal, one file a screen; all but the chat are imported when opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from textual.screen import Screen
+
+
+def _models() -> Screen[None]:
+    from localllama.tui.screens.models import ModelsScreen
+
+    return ModelsScreen()
+
+
+OTHER_SCREENS: Mapping[str, Callable[[], Screen[None]]] = {"models": _models}

@@ -1,0 +1,56 @@
+"""What fits this machine: asked of the planner in a thread, remembered until it is asked again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+from localllama import plan
+from localllama.errors import DoesNotFit, LocalLlamaError
+from localllama.hardware import Hardware
+from localllama.runner import Want
+from localllama.store import Installed
+from localllama.tui.listing import Row
+from localllama.tui.models import Opener
+
+_CONTEXT = 4096  # tokens, of what is known by its sizes only
+
+
+class Fits:
+    """Verdicts on models; ``changed`` is called in the thread that found them."""
+
+    def __init__(self, opener: Opener, reserve_bytes: int, changed: Callable[[], None]) -> None:
+        self.machine: Hardware | None = None
+        self._opener = opener
+        self._reserve_bytes = reserve_bytes
+        self._changed = changed
+        self._verdicts: dict[str, str] = {}
+
+    def look(self, models: Iterable[Installed]) -> None:
+        """Begin to find out what the machine has and which models fit."""
+        threading.Thread(target=self._look, args=(tuple(models),), daemon=True).start()
+
+    def word(self, row: Row) -> str:
+        """Return ``fits``, ``partly``, ``CPU`` or ``no``, and nothing while it is unknown."""
+        if row.installed is not None:
+            return self._verdicts.get(row.name, "")
+        if self.machine is None or not row.size_bytes:
+            return ""
+        needed = plan.memory_bytes(row.size_bytes)
+        if row.entry is not None:
+            needed += row.entry.kv_bytes_per_token() * min(_CONTEXT, row.context_length)
+        return plan.guess(needed, self.machine, self._reserve_bytes)
+
+    def _look(self, models: tuple[Installed, ...]) -> None:
+        machine = self._opener.machine()
+        verdicts = {model.name: self._verdict(model, machine) for model in models}
+        self.machine, self._verdicts = machine, verdicts
+        self._changed()
+
+    def _verdict(self, model: Installed, machine: Hardware) -> str:
+        try:
+            return plan.verdict(self._opener.preview(model, Want(), machine)[1])
+        except DoesNotFit:
+            return plan.NO
+        except LocalLlamaError:
+            return ""  # a damaged file: the details say so

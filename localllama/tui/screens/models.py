@@ -1,0 +1,404 @@
+"""The models: what is installed and what can be, whether it fits, pulls under way, details."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.screen import Screen
+from textual.widgets import DataTable, Footer, Input, Static
+
+from localllama import catalog, names, plan
+from localllama.amounts import size
+from localllama.errors import LocalLlamaError, Offline
+from localllama.tui import details
+from localllama.tui.listing import COLUMNS, Row, ordered, rows
+from localllama.tui.messages import (
+    DetailsFound,
+    FitsKnown,
+    HubSearched,
+    ModelChanged,
+    PullChanged,
+)
+from localllama.tui.pulls import Pull, State
+from localllama.tui.screens.confirm import Confirm
+from localllama.tui.screens.dialogs import Choose
+from localllama.tui.text import printable
+
+if TYPE_CHECKING:
+    from localllama.sources.huggingface import Found
+    from localllama.store import Installed
+    from localllama.tui.app import LocalLlamaApp
+
+_WIDE = 130  # columns, from which the details stand beside the table
+_MOVING = (State.LOOKING, State.PULLING, State.ASKS, State.PAUSED)
+
+
+class ModelsScreen(Screen[None]):
+    """One row a model; keys act on the row under the cursor."""
+
+    app: LocalLlamaApp
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "back", "Back"),
+        Binding("slash", "filter", "Filter"),
+        Binding("p", "pull", "Pull"),
+        Binding("t", "pull_type", "Pull type"),
+        Binding("space", "pause", "Pause"),
+        Binding("x", "cancel", "Cancel"),
+        Binding("d,delete", "delete", "Delete"),
+        Binding("u", "usual", "Default"),
+        Binding("i", "details", "Details"),
+        Binding("h", "search", "Search hub"),
+        Binding("s", "sort", "Sort"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: catalog.Catalog | None = None
+        self._rows: list[Row] = []
+        self._found: list[Found] = []
+        self._words = ""
+        self._sorted_by = COLUMNS.index("STATE")
+
+    def compose(self) -> ComposeResult:
+        """Make the parts."""
+        yield Input(placeholder="Type to filter; Enter searches Hugging Face", id="filter")
+        with Horizontal(id="models-body"):
+            yield DataTable[Text](id="models", cursor_type="row", zebra_stripes=True)
+            with VerticalScroll(id="details", classes="hidden"):
+                yield Static(id="details-text", markup=False)
+        yield Static(id="models-note", markup=False)
+        yield Footer(show_command_palette=False)
+
+    @property
+    def _table(self) -> DataTable[Text]:
+        return self.query_one("#models", DataTable)
+
+    def on_mount(self) -> None:
+        """Read the catalog."""
+        self.set_class(self.app.size.width >= _WIDE, "wide")
+        if self.app.size.width >= _WIDE:
+            self.query_one("#details").remove_class("hidden")
+        with self.app.telling():
+            self._known = catalog.load(user=self.app.store.paths.user_catalog)
+        for index, column in enumerate(COLUMNS):
+            self._table.add_column(_heading(index, self._sorted_by), key=column)
+        self._table.focus()
+
+    def on_screen_resume(self) -> None:
+        """Look at what is installed and fits now."""
+        self._read()
+
+    def _read(self) -> None:
+        """List what is there, and begin to find out what fits."""
+        models = self.app.store.models()
+        self.app.fits.look(models)
+        self._list(models)
+
+    def _list(self, models: list[Installed]) -> None:
+        self._rows = rows(models, self._known or catalog.Catalog({}), self._found)
+        self._show()
+
+    def _show(self) -> None:
+        """Fill the table, with the cursor on the same model as before."""
+        table, before = self._table, self._under_cursor
+        offset = table.scroll_offset
+        table.clear()
+        shown = [row for row in self._rows if row.matches(self._words)]
+        for row in ordered(shown, self._sorted_by, self.app.fits.word):
+            cells = row.cells(self._state(row), self.app.fits.word(row))
+            table.add_row(*(Text(printable(cell)) for cell in cells), key=row.name)
+        if before is not None and before in table.rows:
+            table.move_cursor(row=table.get_row_index(before), scroll=False)
+            table.scroll_to(y=offset.y, animate=False)
+        self._note()
+
+    def _state(self, row: Row) -> str:
+        pull = self.app.pulls.by_name.get(row.name)
+        if pull is not None and (pull.state in _MOVING or pull.state is State.FAILED):
+            return pull.text
+        if row.installed is None:
+            return "on the hub" if row.found else ""
+        if self.app.models.installed and self.app.models.installed.name == row.name:
+            return "in the chat"
+        return "default" if self._is_default(row) else "installed"
+
+    def _is_default(self, row: Row) -> bool:
+        wanted = names.parse(self.app.config.run.model)
+        return row.name in (str(wanted), self.app.config.run.model)
+
+    def _note(self, text: str = "") -> None:
+        """Say what goes on below the table: pulls first."""
+        moving = [pull for pull in self.app.pulls.by_name.values() if pull.state in _MOVING]
+        lines = [pull.line for pull in moving[:3]]
+        failed = [pull for pull in self.app.pulls.by_name.values() if pull.error is not None]
+        lines += [f"{p.name}: {p.error.message}. {p.error.hint}" for p in failed if p.error]
+        self.query_one("#models-note", Static).update(printable("\n".join([*lines, text])).strip())
+
+    # which row
+
+    @property
+    def _under_cursor(self) -> str | None:
+        table = self._table
+        if not table.is_valid_coordinate(table.cursor_coordinate):
+            return None
+        return table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value
+
+    @property
+    def _row(self) -> Row | None:
+        name = self._under_cursor
+        return next((row for row in self._rows if row.name == name), None)
+
+    # messages
+
+    def on_fits_known(self, event: FitsKnown) -> None:
+        """Show what fits."""
+        self._show()
+        self._describe()
+
+    def on_model_changed(self, event: ModelChanged) -> None:
+        """Show which model is in the chat."""
+        if not self.app.models.loading:
+            self._update_states()
+
+    def on_pull_changed(self, event: PullChanged) -> None:
+        """Show how far it is, ask what it asks, or list what has come."""
+        pull = event.pull
+        if pull.state in (State.DONE, State.CANCELLED):
+            self._read()
+        self._update_states()
+        self._note()
+        if pull.state is State.ASKS and self.app.screen is self:
+            self._ask(pull)
+
+    def _ask(self, pull: Pull) -> None:
+        def answered(yes: bool | None) -> None:
+            if yes:
+                pull.start(agreed=True)
+            else:
+                pull.cancel()
+
+        self.app.push_screen(Confirm(f"{pull.name}\n\n{pull.question}", "Pull it"), answered)
+
+    def _update_states(self) -> None:
+        table = self._table
+        for row in self._rows:
+            if row.name in table.rows:
+                table.update_cell(row.name, "STATE", Text(self._state(row)), update_width=True)
+
+    @on(DataTable.RowHighlighted)
+    def _highlighted(self) -> None:
+        self._describe()
+
+    def _describe(self) -> None:
+        """Find out everything about the model in a thread: headers are large."""
+        row, app = self._row, self.app
+        if row is None or self.query_one("#details").has_class("hidden"):
+            return
+        machine = app.fits.machine
+
+        def look() -> None:
+            text = details.describe(row, app.store, app.config, app.runner, machine)
+            self.post_message(DetailsFound(row.name, text))
+
+        threading.Thread(target=look, daemon=True).start()
+
+    def on_details_found(self, event: DetailsFound) -> None:
+        """Show them, unless the cursor went on."""
+        if event.name == self._under_cursor:
+            self.query_one("#details-text", Static).update(printable(event.text))
+
+    # filter, sort, search
+
+    @on(Input.Changed, "#filter")
+    def _filter(self, event: Input.Changed) -> None:
+        event.stop()
+        self._words = event.value
+        self._show()
+
+    @on(Input.Submitted, "#filter")
+    def _to_hub(self, event: Input.Submitted) -> None:
+        event.stop()
+        self._table.focus()
+        self.action_search()
+
+    def action_filter(self) -> None:
+        """Go to the filter."""
+        self.query_one("#filter", Input).focus()
+
+    def action_sort(self) -> None:
+        """Sort by the next column."""
+        self._sort((self._sorted_by + 1) % len(COLUMNS))
+
+    @on(DataTable.HeaderSelected)
+    def _sort_by(self, event: DataTable.HeaderSelected) -> None:
+        event.stop()
+        self._sort(event.column_index)
+
+    def _sort(self, column: int) -> None:
+        self._sorted_by = column
+        for index, shown in enumerate(self._table.ordered_columns):
+            shown.label = Text(_heading(index, column))
+        self._show()
+
+    def action_search(self) -> None:
+        """Search Hugging Face for the words of the filter."""
+        app, words = self.app, self._words
+        if not words.strip():
+            self.action_filter()
+            return
+        if app.config.network.offline:
+            self._note("This is offline: only installed models and the catalog are searched.")
+            return
+        self._note(f"Searching Hugging Face for {words}...")
+
+        def look() -> None:
+            from localllama.sources import huggingface
+
+            found: list[Found] | LocalLlamaError
+            try:
+                found = huggingface.search(words, app.config.network, app.store.paths)
+            except LocalLlamaError as error:
+                found = error
+            self.post_message(HubSearched(words, found))
+
+        threading.Thread(target=look, daemon=True).start()
+
+    def on_hub_searched(self, event: HubSearched) -> None:
+        """List what was found."""
+        if isinstance(event.result, Offline):
+            self._note("This is offline: only installed models and the catalog are searched.")
+        elif isinstance(event.result, LocalLlamaError):
+            self._note(f"Hugging Face was not searched: {event.result.message}")
+        else:
+            self._found = event.result
+            self._rows = rows(
+                self.app.store.models(), self._known or catalog.Catalog({}), self._found
+            )
+            self._show()
+            self._note(f"{len(event.result)} repositories on Hugging Face for {event.words}")
+
+    # what is done with a model
+
+    @on(DataTable.RowSelected)
+    def _chosen(self, event: DataTable.RowSelected) -> None:
+        """Enter: chat with it, or fetch it."""
+        event.stop()
+        row = self._row
+        if row is None:
+            return
+        if row.installed is None:
+            self.action_pull()
+        else:
+            self.app.load(row.installed)
+            self.dismiss()
+
+    def action_pull(self, quant: str = "") -> None:
+        """Fetch the model, or go on where it stopped."""
+        if (row := self._row) is None or self._known is None:
+            return
+        if row.installed is not None:
+            self.notify(f"{row.name} is installed: Enter chats with it", markup=False)
+            return
+        self.app.pulls.start(row.name, self._known, quant)
+        self._update_states()
+        self._note()
+
+    def action_pull_type(self) -> None:
+        """Choose the quantization type to fetch."""
+        row = self._row
+        if row is None or row.entry is None:
+            self.notify("Types are known of the catalog's models only")
+            return
+        entry, machine = row.entry, self.app.fits.machine
+        options = []
+        for quant in entry.quants:
+            weight = catalog.estimate(entry, quant)
+            word = plan.guess(plan.memory_bytes(weight), machine) if machine else ""
+            options.append((quant, f"{quant:8} {size(weight):>8}  {word}"))
+
+        def chosen(quant: str | None) -> None:
+            if quant is not None:
+                self.action_pull(quant)
+
+        question = f"Which type of {row.name}?"
+        self.app.push_screen(Choose(question, options, entry.default_quant), chosen)
+
+    def _pull_here(self) -> Pull | None:
+        return self.app.pulls.by_name.get(self._under_cursor or "")
+
+    def action_pause(self) -> None:
+        """Pause a pull, or go on with it."""
+        if (pull := self._pull_here()) is None:
+            self.notify("Nothing is pulled here: p pulls")
+        elif pull.busy:
+            pull.pause()
+        elif pull.state in (State.PAUSED, State.FAILED):
+            pull.start()
+        elif pull.state is State.ASKS:
+            self._ask(pull)
+
+    def action_cancel(self) -> None:
+        """Give a pull up, and remove what arrived."""
+        if (pull := self._pull_here()) is not None and pull.state is not State.DONE:
+            pull.cancel()
+        else:
+            self.notify("Nothing is pulled here")
+
+    def action_delete(self) -> None:
+        """Remove the model, when the user says so."""
+        if (row := self._row) is None or row.installed is None:
+            self.notify("Only installed models can be deleted")
+            return
+        loaded = self.app.models.installed
+        if loaded is not None and loaded.name == row.name:
+            self.notify("This model is in the chat: choose another one first", severity="warning")
+            return
+        question = f"Delete {row.name}, {size(row.size_bytes)}?\nChats with it stay."
+        self.app.push_screen(Confirm(question, "Delete"), partial(self._delete, row))
+
+    def _delete(self, row: Row, yes: bool | None) -> None:
+        if yes:
+            with self.app.telling():
+                freed = self.app.store.remove(names.parse(row.name))
+                self.notify(f"{row.name} is deleted, {size(freed)} freed", markup=False)
+            self.app.pulls.by_name.pop(row.name, None)
+            self._read()
+
+    def action_usual(self) -> None:
+        """Let new chats begin with this model."""
+        if (row := self._row) is None or row.installed is None:
+            self.notify("Pull it first: p")
+            return
+        with self.app.telling():
+            self.app.configure("run", "model", row.name.removesuffix(":latest"))
+            self.notify(f"{row.name} is the default now", markup=False)
+        self._update_states()
+
+    def action_details(self) -> None:
+        """Show everything about the model, or hide it."""
+        pane = self.query_one("#details")
+        pane.toggle_class("hidden")
+        self.set_class(not pane.has_class("hidden") and not self.has_class("wide"), "detailed")
+        (pane if self.has_class("detailed") else self._table).focus()
+        self._describe()
+
+    def action_back(self) -> None:
+        """Leave the filter, the details or the screen."""
+        if self.has_class("detailed"):
+            self.action_details()
+        elif self.focused is not self._table:
+            self._table.focus()
+        else:
+            self.dismiss()
+
+
+def _heading(column: int, sorted_by: int) -> str:
+    return COLUMNS[column] + (" ▼" if column == sorted_by else "  ")

@@ -1,0 +1,192 @@
+"""The models screen as a person uses it: pulls come from a real server on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from localllama import paths
+from localllama.config import Config, Network, load
+from localllama.store import Store
+from tests.support.app import Screen, running
+from tests.support.engines import ScriptedEngine
+from tests.support.gguf_maker import write_tiny_llama
+from tests.support.hub import Generated, Hub
+
+REPO = "owner/tiny-GGUF"
+FILE = "tiny-Q8_0.gguf"
+PARTS = 2_000_000
+
+Flow = Callable[[Screen], Awaitable[None]]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setenv("NO_PROXY", "*")
+    with Hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_tiny_llama(tmp_path / FILE)[0]
+
+
+def use(
+    home: Path,
+    flow: Flow,
+    *,
+    network: Network | None = None,
+    models: tuple[str, ...] = ("smol", "big"),
+    size: tuple[int, int] = (120, 40),
+) -> None:
+    """Run the app, go to the models and do something there."""
+    config = Config(network=network or Network(offline=True))
+
+    async def go() -> None:
+        engine = ScriptedEngine(1000)
+        async with running(home, engine, models=models, size=size, config=config) as screen:
+            await screen.press("f2")
+            await screen.shows("Type to filter")
+            await flow(screen)
+
+    asyncio.run(go())
+
+
+def online(hub: Hub) -> Network:
+    return Network(hf_endpoint=hub.url, timeout_seconds=60)
+
+
+def installed(home: Path) -> set[str]:
+    return {model.name for model in Store(paths.locate(home)).models()}
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 60)])
+def test_installed_and_catalog_are_listed_with_what_fits(home: Path, size: tuple[int, int]) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.shows("NAME", "in the chat", "installed", "llama2:7b", "fits")
+        await screen.press("slash")
+        await screen.paste("llama2:13b")
+        await screen.hides("llama2:7b")
+        await screen.shows("llama2:13b")
+        await screen.press("escape", "escape")
+        await screen.shows("A new conversation")
+
+    use(home, flow, size=size)
+
+
+def test_rows_are_sorted_by_any_column(home: Path) -> None:
+    def first(screen: Screen) -> str:
+        return next(line for line in screen.text.splitlines()[2:] if line.strip()).split()[0]
+
+    async def flow(screen: Screen) -> None:
+        await screen.until(lambda: first(screen) == "smol")
+        await screen.press("s")
+        await screen.shows("SIZE ▼")
+        await screen.press(*"sssss")
+        await screen.shows("NAME ▼")
+        await screen.press("ctrl+home")
+        await screen.until(lambda: first(screen) == "big")
+
+    use(home, flow)
+
+
+def test_enter_chats_with_a_model(home: Path) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.press("down", "enter")
+        await screen.shows("A new conversation", "big Q4_1")
+
+    use(home, flow)
+
+
+def test_deleting_asks_first(home: Path) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.press("d")
+        await screen.shows("choose another one first")
+        await screen.press("down", "d")
+        await screen.shows("Delete big:latest")
+        await screen.press("n")
+        await screen.hides("Delete big:latest")
+        assert "big:latest" in installed(home)
+        await screen.press("d", "y")
+        await screen.until(lambda: "big:latest" not in installed(home))
+
+    use(home, flow)
+
+
+def test_the_default_is_kept_in_the_configuration(home: Path) -> None:
+    file = paths.locate(home).config_file
+    file.parent.mkdir(parents=True)
+    file.write_text("# mine\n[run]\nthreads = 1  # quiet\n")
+
+    async def flow(screen: Screen) -> None:
+        await screen.press("down", "u")
+        await screen.shows("big:latest is the default")
+
+    use(home, flow)
+    assert load(file, {}).run.model == "big"
+    assert load(file, {}).run.threads == 1
+    assert file.read_text().startswith("# mine\n")
+    assert "# quiet" in file.read_text()
+
+
+def test_a_model_is_found_on_the_hub_pulled_and_described(home: Path, hub: Hub, tiny: Path) -> None:
+    hub.add_repo(REPO, {FILE: tiny}, license="mit")
+
+    async def flow(screen: Screen) -> None:
+        await screen.press("slash")
+        await screen.type("tiny")
+        await screen.shows("on the hub", "mit", "1 repositories")
+        await screen.press("down", "enter")
+        await screen.until(lambda: len(installed(home)) == 3)
+        await screen.shows("is installed", "F32")
+        await screen.press("i")
+        await screen.shows("How it would be loaded", "layers on the CPU", "WEIGHTS")
+
+    use(home, flow, network=online(hub))
+
+
+def test_offline_is_a_plain_word(home: Path) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.press("slash")
+        await screen.type("tiny")
+        await screen.shows("This is offline")
+
+    use(home, flow)
+
+
+def test_several_pulls_are_paused_resumed_and_cancelled(home: Path, hub: Hub) -> None:
+    """The files are no models: those that arrive whole are refused, and that is told."""
+    for name in "one", "three":
+        hub.add_repo(f"owner/pull-{name}", {f"{name}-Q8_0.gguf": Generated(PARTS, seed=len(name))})
+    stalls = [hub.fault(f"{n}-Q8_0", "stall", None, after=PARTS // 2) for n in ("one", "three")]
+
+    async def flow(screen: Screen) -> None:
+        pulls = screen.app.pulls.by_name
+        await screen.press("slash")
+        await screen.type("pull")
+        await screen.shows("pull-one", "pull-three", "2 repositories")
+        await screen.press("p", "down", "p")
+        await screen.until(lambda: screen.text.count("download 4") >= 2)
+        assert len(pulls) == 2
+        await screen.press("space")
+        paused = screen.app.screen._row.name
+        await screen.until(lambda: pulls[paused].state == "paused")
+        await screen.shows("paused 4")
+        await screen.press("x")
+        await screen.until(lambda: pulls[paused].state == "cancelled")
+        await screen.press("up", "space")
+        other = screen.app.screen._row.name
+        await screen.until(lambda: pulls[other].state == "paused")
+        for stall in stalls:
+            stall.times = 0
+            stall.release.set()
+        await screen.press("space")
+        await screen.until(lambda: pulls[other].state == "failed")
+        await screen.shows("failed")
+
+    use(home, flow, network=online(hub))
+    assert not list(paths.locate(home).partials.glob("*.part"))
