@@ -43,6 +43,7 @@ class Run:
     keep_alive_seconds: float = 300.0  # a model stays loaded so long unused; negative = for ever
     history: bool = True  # keep chats on the disk
     snapshots_bytes: int = 2_000_000_000  # of conversations' KV states on disk; 0 = none
+    kv_type: str = ""  # of the KV cache, "" = let the program choose
     reserve_bytes: int = 512 << 20  # stays free on every device
     slots: int = 4  # replies at once from one worker: they share its cells, so more cost nothing
 
@@ -58,6 +59,13 @@ class Serve:
 
 
 @dataclass(frozen=True, slots=True)
+class Tui:
+    """How the terminal app looks."""
+
+    theme: str = ""  # one of Textual's, "" = its usual one
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything a user can set once and for all."""
 
@@ -65,6 +73,7 @@ class Config:
     network: Network = field(default_factory=Network)
     run: Run = field(default_factory=Run)
     serve: Serve = field(default_factory=Serve)
+    tui: Tui = field(default_factory=Tui)
     parameters: Mapping[str, Any] = field(default_factory=dict)  # default sampling parameters
 
 
@@ -144,14 +153,15 @@ def load(file: Path, environ: Mapping[str, str] | None = None) -> Config:
             config = replace(config, models=_convert(value, str, where))
         elif key == "parameters":
             config = replace(config, parameters=_table(value, where))
-        elif key in ("network", "run", "serve"):
+        elif key in ("network", "run", "serve", "tui"):
             section = getattr(config, key)
             for name, item in _table(value, where).items():
                 section = _set(section, name, item, f"{where}.{name}")
             config = replace(config, **{key: section})
         else:
             raise InvalidConfig(
-                f"{file}: unknown key {key!r}", "known: models, network, run, serve, parameters"
+                f"{file}: unknown key {key!r}",
+                "known: models, network, run, serve, tui, parameters",
             )
     for variable, (part, name) in _ENVIRONMENT.items():
         if (text := environ.get(variable)) is not None and (text or name == "offline"):

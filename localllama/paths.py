@@ -84,6 +84,11 @@ class Paths:
         return self.config / "models.toml"
 
     @property
+    def presets_file(self) -> Path:
+        """Settings saved under names."""
+        return self.config / "presets.json"
+
+    @property
     def token_file(self) -> Path:
         """Hugging Face token saved by ``localllama login`` (mode 0600)."""
         return self.config / "hf-token"

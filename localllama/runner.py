@@ -80,7 +80,7 @@ def planned(want: Want, info: ModelInfo, config: Config) -> plan.Want:
         context_length=want.context_length,
         gpu_layers=want.gpu_layers,
         gpu_memory_bytes=want.gpu_memory_bytes,
-        kv_type=want.kv_type,
+        kv_type=want.kv_type or config.run.kv_type,
         sequences=shape.sequences(divisible=divisible),
         outputs=shape.outputs(divisible=divisible),
         no_gpu=want.no_gpu,
@@ -219,7 +219,8 @@ class Runner:
     def _key(self, model: Installed, want: Want) -> str:
         """A digest of the files and of all that was asked for but what workers may differ in."""
         options = msgspec.structs.replace(self._options(model, want), keep_alive_seconds=0)
-        placement = (want.gpu_layers, want.gpu_memory_bytes, want.kv_type, want.no_gpu)
+        kv_type = want.kv_type or self.config.run.kv_type
+        placement = (want.gpu_layers, want.gpu_memory_bytes, kv_type, want.no_gpu)
         files = [_version(path) for path in options.paths]
         servers = hardware.rpc_servers_of(os.environ)
         asked = msgspec.json.encode((options, placement, files, servers))

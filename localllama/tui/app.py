@@ -51,6 +51,7 @@ class LocalLlamaApp(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", priority=True),
         Binding("f2", "go('models')", "Models", priority=True),
+        Binding("f3", "go('settings')", "Settings", priority=True),
         Binding("ctrl+q", "quit", "Quit", priority=True),
     ]
 
@@ -70,6 +71,8 @@ class LocalLlamaApp(App[None]):
         """Show the chat, and load a model behind it."""
         with self.telling():
             self.history.purge_old()
+        if self.config.tui.theme in self.available_themes:
+            self.theme = self.config.tui.theme
         self.push_screen("chat")
         if (model := self._first_model()) is not None:
             self.load(model)
@@ -219,6 +222,15 @@ class LocalLlamaApp(App[None]):
             self.pop_screen()
         if not there:
             self.push_screen(name)
+
+    def edit_model(self, model: Installed) -> None:
+        """Show the settings of a model."""
+        from localllama.tui.screens.settings import SettingsScreen
+
+        settings = self.get_screen("settings")
+        assert isinstance(settings, SettingsScreen)
+        settings.edit(model)
+        self.push_screen(settings)
 
     def action_help(self) -> None:
         """Show all keys that do something here, or hide them."""

@@ -13,4 +13,13 @@ def _models() -> Screen[None]:
     return ModelsScreen()
 
 
-OTHER_SCREENS: Mapping[str, Callable[[], Screen[None]]] = {"models": _models}
+def _settings() -> Screen[None]:
+    from localllama.tui.screens.settings import SettingsScreen
+
+    return SettingsScreen()
+
+
+OTHER_SCREENS: Mapping[str, Callable[[], Screen[None]]] = {
+    "models": _models,
+    "settings": _settings,
+}

@@ -54,6 +54,7 @@ class ModelsScreen(Screen[None]):
         Binding("x", "cancel", "Cancel"),
         Binding("d,delete", "delete", "Delete"),
         Binding("u", "usual", "Default"),
+        Binding("e", "edit", "Parameters"),
         Binding("i", "details", "Details"),
         Binding("h", "search", "Search hub"),
         Binding("s", "sort", "Sort"),
@@ -131,8 +132,8 @@ class ModelsScreen(Screen[None]):
         return "default" if self._is_default(row) else "installed"
 
     def _is_default(self, row: Row) -> bool:
-        wanted = names.parse(self.app.config.run.model)
-        return row.name in (str(wanted), self.app.config.run.model)
+        default = self.app.config.run.model
+        return row.name.removesuffix(":latest") == default.removesuffix(":latest")
 
     def _note(self, text: str = "") -> None:
         """Say what goes on below the table: pulls first."""
@@ -381,6 +382,13 @@ class ModelsScreen(Screen[None]):
             self.app.configure("run", "model", row.name.removesuffix(":latest"))
             self.notify(f"{row.name} is the default now", markup=False)
         self._update_states()
+
+    def action_edit(self) -> None:
+        """Set this model's own parameters."""
+        if (row := self._row) is None or row.installed is None:
+            self.notify("Only installed models have parameters of their own")
+        else:
+            self.app.edit_model(row.installed)
 
     def action_details(self) -> None:
         """Show everything about the model, or hide it."""

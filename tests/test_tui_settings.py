@@ -1,0 +1,138 @@
+"""The settings screen as a person uses it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from localllama import config_file, names, paths, presets
+from localllama.config import Config, load
+from localllama.errors import InvalidConfig
+from localllama.store import Store, StoredFile
+from tests.support.app import Screen, running
+from tests.support.engines import ScriptedEngine
+from tests.support.gguf_maker import write_tiny_llama
+
+Flow = Callable[[Screen], Awaitable[None]]
+
+
+def use(home: Path, flow: Flow, *, size: tuple[int, int] = (120, 40)) -> None:
+    """Run the app, go to the settings and do something there."""
+
+    async def go() -> None:
+        engine = ScriptedEngine(1000)
+        async with running(home, engine, models=("smol",), size=size, config=Config()) as screen:
+            await screen.shows("smol Q4_1")
+            await screen.press("f3")
+            await screen.shows("temperature")
+            await flow(screen)
+
+    asyncio.run(go())
+
+
+async def to(screen: Screen, row: str) -> None:
+    """Put the cursor on a setting."""
+    table = screen.app.screen._table  # type: ignore[attr-defined]
+    table.move_cursor(row=table.get_row_index(row))
+    await screen.shows(f"{row}: ")
+
+
+def test_a_parameter_of_chat_model_and_everywhere_shows_which_wins(home: Path) -> None:
+    async def flow(screen: Screen) -> None:
+        await to(screen, "temperature")
+        await screen.shows("► default")
+        for value in "0.25", "0.5", "0.75":  # the chat's, the model's, everywhere
+            await screen.press("enter", "ctrl+u")
+            await screen.type(value)
+            await screen.shows(value)
+            await screen.press("tab")
+        await screen.shows("► chat         0.25", "  model        0.5", "  config.toml  0.75")
+        await screen.press("backspace")
+        await screen.shows("► model        0.5")
+        await screen.press("enter", "ctrl+u")
+        await screen.type("hot")
+        await screen.shows("temperature must be a number")
+
+    use(home, flow)
+    place = paths.locate(home)
+    assert load(place.config_file, {}).parameters == {"temperature": 0.75}
+    model = Store(place).get(names.own("smol"))
+    assert model.parameters == {"temperature": 0.5}
+
+
+def test_a_preset_brings_back_prompt_and_parameters(home: Path) -> None:
+    async def flow(screen: Screen) -> None:
+        await to(screen, "system prompt")
+        await screen.press("enter")
+        await screen.type("Be brief.")
+        await to(screen, "top_k")
+        await screen.press("enter")
+        await screen.type("7")
+        await screen.press("ctrl+s")
+        await screen.type("brief")
+        await screen.shows("saved as brief")
+        await screen.press("backspace")
+        await screen.shows("► default")
+        await screen.press("p", "enter")
+        await screen.shows("► chat         7")
+        await screen.press("escape")
+        await screen.type("hello")
+        await screen.shows("word2")
+
+    use(home, flow)
+    saved = presets.load(paths.locate(home).presets_file)
+    assert saved == {"brief": presets.Preset("Be brief.", {"top_k": 7})}
+
+
+def test_what_a_context_costs_is_shown_while_it_is_typed(home: Path) -> None:
+    place = paths.locate(home)
+    place.partials.mkdir(parents=True)
+    tiny = write_tiny_llama(place.partials / "tiny.gguf")[0]
+
+    async def flow(screen: Screen) -> None:
+        store = screen.app.store
+        model = store.get(names.own("smol"))
+        file = StoredFile("tiny.gguf", "cd" * 32, tiny.stat().st_size)
+        store.install(replace(model, files=(file,)), {file.sha256: tiny})
+        screen.app.models.installed = store.get(names.own("smol"))
+        screen.app.screen.edit(screen.app.models.installed)  # type: ignore[attr-defined]
+        await to(screen, "context length")
+        await screen.press("enter")
+        await screen.type("64")
+        await screen.until(lambda: store.get(names.own("smol")).parameters == {"num_ctx": 64})
+        await screen.press("enter", "ctrl+u")
+        await screen.paste("100000000")
+        await screen.shows("needs", "GB of memory")
+        await screen.press("ctrl+u")
+        await screen.paste("128")
+        await screen.shows("KV cache", "in all", "fits", "128 tokens")
+        await screen.press("escape")
+
+    use(home, flow, size=(80, 24))
+
+
+def test_the_theme_is_kept(home: Path) -> None:
+    async def flow(screen: Screen) -> None:
+        await to(screen, "theme")
+        await screen.press("enter", "home", "enter")
+        await screen.until(lambda: screen.app.theme == sorted(screen.app.available_themes)[0])
+
+    use(home, flow)
+    assert load(paths.locate(home).config_file, {}).tui.theme
+
+
+def test_a_file_that_cannot_be_changed_safely_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    text = 'parameters = { top_k = 5 }\n[run]\nmodel = """smol"""\n'
+    file.write_text(text)
+    with pytest.raises(InvalidConfig, match="cannot change"):
+        config_file.change(file, "parameters", "top_k", 7)
+    assert file.read_text() == text
+    config_file.change(file, "run", "model", 'a "quoted" näme')
+    assert load(file, {}).run.model == 'a "quoted" näme'
+    config_file.change(file, "run", "model", None)
+    assert load(file, {}).run.model == Config().run.model
