@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from localllama import catalog, gguf_file, model_card, plan, pull
 from localllama.amounts import ago, count, size
+from localllama.catalog import Entry
 from localllama.config import Config
 from localllama.engine import sampling
 from localllama.errors import DoesNotFit, LocalLlamaError
@@ -14,6 +15,7 @@ from localllama.hardware import Hardware
 from localllama.plan import Plan
 from localllama.runner import Want, parameter_layers
 from localllama.store import Installed, Store
+from localllama.tui.fits import Fits
 from localllama.tui.listing import Row
 from localllama.tui.models import Opener
 
@@ -21,14 +23,12 @@ _LONGEST_VALUE = 120
 _PLAN_HEAD = ("DEVICE", "LAYERS", "WEIGHTS", "KV CACHE", "COMPUTE", "PROCESS", "TOTAL", "FREE")
 
 
-def describe(
-    row: Row, store: Store, config: Config, opener: Opener, machine: Hardware | None
-) -> str:
+def describe(row: Row, store: Store, config: Config, opener: Opener, fits: Fits) -> str:
     """Return everything that is known of a model."""
     if row.installed is not None:
-        return "\n".join(_installed(row.installed, store, config, opener, machine))
+        return "\n".join(_installed(row.installed, store, config, opener, fits.machine))
     if row.entry is not None:
-        return "\n".join(_entry(row, machine, config))
+        return "\n".join(_entry(row.entry, fits))
     assert row.found is not None
     found = row.found
     sizes = f"{size(found.smallest_bytes)} to {size(found.largest_bytes)}"
@@ -117,10 +117,8 @@ def _parameters(model: Installed, config: Config) -> Iterator[str]:
     yield from _aligned(rows or [("all", "as the program has them")])
 
 
-def _entry(row: Row, machine: Hardware | None, config: Config) -> Iterator[str]:
-    entry = row.entry
-    assert entry is not None
-    yield row.name
+def _entry(entry: Entry, fits: Fits) -> Iterator[str]:
+    yield entry.name
     yield entry.description
     yield ""
     yield from _aligned(
@@ -135,8 +133,7 @@ def _entry(row: Row, machine: Hardware | None, config: Config) -> Iterator[str]:
     table: list[Sequence[str]] = [("TYPE", "SIZE", "FITS")]
     for quant in entry.quants:
         weight = catalog.estimate(entry, quant)
-        needed = plan.memory_bytes(weight) + entry.kv_bytes_per_token() * 4096
-        word = plan.guess(needed, machine, config.run.reserve_bytes) if machine else ""
+        word = fits.type_word(entry, quant)
         default = "  (the usual one)" if quant == entry.default_quant else ""
         table.append((quant, size(weight), word + default))
     yield from _columns(table)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
-from localllama import plan
+from localllama import catalog, plan
+from localllama.catalog import Entry
 from localllama.errors import DoesNotFit, LocalLlamaError
 from localllama.hardware import Hardware
 from localllama.runner import Want
@@ -14,6 +15,7 @@ from localllama.tui.listing import Row
 from localllama.tui.models import Opener
 
 _CONTEXT = 4096  # tokens, of what is known by its sizes only
+_KV_BYTES = 2  # of a value in f16
 
 
 class Fits:
@@ -34,12 +36,22 @@ class Fits:
         """Return ``fits``, ``partly``, ``CPU`` or ``no``, and nothing while it is unknown."""
         if row.installed is not None:
             return self._verdicts.get(row.name, "")
-        if self.machine is None or not row.size_bytes:
-            return ""
-        needed = plan.memory_bytes(row.size_bytes)
         if row.entry is not None:
-            needed += row.entry.kv_bytes_per_token() * min(_CONTEXT, row.context_length)
-        return plan.guess(needed, self.machine, self._reserve_bytes)
+            return self.type_word(row.entry, row.entry.default_quant)
+        return self._guess(plan.memory_bytes(row.size_bytes)) if row.size_bytes else ""
+
+    def type_word(self, entry: Entry, quant: str) -> str:
+        """Return the word for a catalog model in one quantization type."""
+        shape = entry.shape
+        values = 2 * shape.layers * shape.kv_heads * shape.head_size  # K and V of a token
+        cells = min(_CONTEXT, entry.context_length)
+        weights = catalog.estimate(entry, quant)
+        return self._guess(plan.memory_bytes(weights) + values * cells * _KV_BYTES)
+
+    def _guess(self, needed_bytes: int) -> str:
+        if self.machine is None:
+            return ""
+        return plan.guess(needed_bytes, self.machine, self._reserve_bytes)
 
     def _look(self, models: tuple[Installed, ...]) -> None:
         machine = self._opener.machine()

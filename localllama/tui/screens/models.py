@@ -14,7 +14,7 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Input, Static
 
-from localllama import catalog, names, plan
+from localllama import catalog, names
 from localllama.amounts import size
 from localllama.errors import LocalLlamaError, Offline
 from localllama.tui import details
@@ -203,10 +203,9 @@ class ModelsScreen(Screen[None]):
         row, app = self._row, self.app
         if row is None or self.query_one("#details").has_class("hidden"):
             return
-        machine = app.fits.machine
 
         def look() -> None:
-            text = details.describe(row, app.store, app.config, app.runner, machine)
+            text = details.describe(row, app.store, app.config, app.runner, app.fits)
             self.post_message(DetailsFound(row.name, text))
 
         threading.Thread(target=look, daemon=True).start()
@@ -318,11 +317,11 @@ class ModelsScreen(Screen[None]):
         if row is None or row.entry is None:
             self.notify("Types are known of the catalog's models only")
             return
-        entry, machine = row.entry, self.app.fits.machine
+        entry = row.entry
         options = []
         for quant in entry.quants:
             weight = catalog.estimate(entry, quant)
-            word = plan.guess(plan.memory_bytes(weight), machine) if machine else ""
+            word = self.app.fits.type_word(entry, quant)
             options.append((quant, f"{quant:8} {size(weight):>8}  {word}"))
 
         def chosen(quant: str | None) -> None:
