@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from localllama import gguf_file, hardware, plan
+from localllama.amounts import duration
 from localllama.config import Config
 from localllama.engine import sampling, snapshots
 from localllama.engine.api import DeviceBytes, LoadOptions, SnapshotOptions
@@ -60,6 +61,31 @@ class Running:
 
     record: Record
     status: Status | None
+
+    @property
+    def processor(self) -> str:
+        """Where the model is, as Ollama says it: ``100% GPU``, ``48%/52% CPU/GPU``."""
+        label = self.record.label
+        if not label.gpu_layers:
+            return "100% CPU"
+        if label.gpu_layers == label.layers:  # what is left on the host is no layer
+            return "100% GPU"
+        gpu = round(100 * label.gpu_bytes / label.size_bytes)
+        return f"{100 - gpu}%/{gpu}% CPU/GPU"
+
+    @property
+    def until(self) -> str:
+        """How long it stays loaded, in words."""
+        status = self.status
+        if status is None:
+            return "does not answer"
+        if not status.loaded:
+            return "loading"
+        if status.clients:
+            return "in use"
+        if status.seconds_left is None:
+            return "forever"
+        return f"{duration(round(status.seconds_left))} from now"
 
 
 def parameter_layers(model: Installed, config: Config) -> list[tuple[str, dict[str, object]]]:
@@ -104,7 +130,7 @@ class Runner:
         self.store = store
         self.config = config
         self.paths = paths
-        self._probe = probe or partial(hardware.probe, remembered=paths.devices_file)
+        self.probe = probe or partial(hardware.probe, remembered=paths.devices_file)
         self.registry = Registry(paths.runtime, paths.log)
 
     def open(
@@ -170,7 +196,7 @@ class Runner:
         live = self.running()
         idle = [r for r in live if r.status is not None and not r.status.running]
         return _with(
-            self._probe(),
+            self.probe(),
             {HOST: -sum(r.record.label.mapped_bytes for r in live)},
             *(r.record.label.device_bytes for r in idle),
         )
@@ -314,7 +340,7 @@ class Runner:
         known = plan.ratios(loads, info.architecture, build)
         attempt = partial(_attempt, info, wish, known)
         while True:
-            machine = self._probe()
+            machine = self.probe()
             live = self.running()
             idle = [r for r in live if r.status is not None and not r.status.running]
             left = _with(machine, {HOST: -sum(r.record.label.mapped_bytes for r in live)})

@@ -10,9 +10,7 @@ from threading import Thread
 
 import pytest
 
-from localllama.cli import checks
-from localllama.cli.checks import Facts
-from localllama.cli.doctor import port_owner
+from localllama.doctor import Facts, checks, port_owner
 from localllama.hardware import Device, Hardware, Memory, NvidiaGpu, NvidiaProcess
 from tests.support import cli
 

@@ -28,37 +28,13 @@ def ps_command(as_json: bool) -> None:
                 running.record.label.name,
                 running.record.label.digest[:12],
                 output.size(running.record.label.size_bytes),
-                processor(running),
+                running.processor,
                 str(running.record.context_length),
-                _until(running),
+                running.until,
             )
             for running in loaded
         ),
     )
-
-
-def processor(running: Running) -> str:
-    """Return where the model is, as Ollama says it: ``100% GPU``, ``48%/52% CPU/GPU``."""
-    label = running.record.label
-    if not label.gpu_layers:
-        return "100% CPU"
-    if label.gpu_layers == label.layers:  # what is left on the host is no layer
-        return "100% GPU"
-    gpu = round(100 * label.gpu_bytes / label.size_bytes)
-    return f"{100 - gpu}%/{gpu}% CPU/GPU"
-
-
-def _until(running: Running) -> str:
-    status = running.status
-    if status is None:
-        return "does not answer"
-    if not status.loaded:
-        return "loading"
-    if status.clients:
-        return "in use"
-    if status.seconds_left is None:
-        return "forever"
-    return f"{output.duration(round(status.seconds_left))} from now"
 
 
 def _facts(running: Running) -> dict[str, Any]:
@@ -70,7 +46,7 @@ def _facts(running: Running) -> dict[str, Any]:
         "digest": record.label.digest,
         "size_bytes": record.label.size_bytes,
         "gpu_bytes": record.label.gpu_bytes,
-        "processor": processor(running),
+        "processor": running.processor,
         "devices": {held.device: held.total_bytes for held in record.label.devices},
         "explanation": record.label.explanation,
         "context_length": record.context_length,

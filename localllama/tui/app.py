@@ -52,6 +52,7 @@ class LocalLlamaApp(App[None]):
         Binding("f1", "help", "Help", priority=True),
         Binding("f2", "go('models')", "Models", priority=True),
         Binding("f3", "go('settings')", "Settings", priority=True),
+        Binding("f4", "go('hardware')", "Hardware", priority=True),
         Binding("ctrl+q", "quit", "Quit", priority=True),
     ]
 

@@ -50,7 +50,15 @@ def plan_lines(chosen: Plan) -> Iterator[str]:
         [str(cell) if index < 2 else size(int(cell)) for index, cell in enumerate(row)]
         for row in plan.rows(chosen)
     ]
-    yield from _columns([_PLAN_HEAD, *cells])
+    yield from columns([_PLAN_HEAD, *cells])
+
+
+def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
 
 
 def _installed(
@@ -136,7 +144,7 @@ def _entry(entry: Entry, fits: Fits) -> Iterator[str]:
         word = fits.type_word(entry, quant)
         default = "  (the usual one)" if quant == entry.default_quant else ""
         table.append((quant, size(weight), word + default))
-    yield from _columns(table)
+    yield from columns(table)
 
 
 def _title(text: str) -> tuple[str, str]:
@@ -146,10 +154,3 @@ def _title(text: str) -> tuple[str, str]:
 def _aligned(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
     width = max(len(name) for name, _ in rows)
     return (f"{name.ljust(width)}  {value}" for name, value in rows if value)
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield "  ".join(cells).rstrip()

@@ -8,7 +8,9 @@ from textual.message import Message
 
 from localllama.errors import LocalLlamaError
 from localllama.progress import Progress
+from localllama.runner import Running
 from localllama.store import Installed
+from localllama.tui.gauges import Gauge
 from localllama.tui.pulls import Pull
 from localllama.tui.replies import Reply
 
@@ -72,3 +74,20 @@ class HubSearched(Message):
         super().__init__()
         self.words = words
         self.result = result
+
+
+class Measured(Message):
+    """What processor and memories do now, and which models are loaded."""
+
+    def __init__(self, gauges: list[Gauge], running: list[Running]) -> None:
+        super().__init__()
+        self.gauges = gauges
+        self.running = running
+
+
+class Examined(Message):
+    """What doctor has found."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text

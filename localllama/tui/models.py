@@ -37,6 +37,11 @@ class Opener(Protocol):
 
     config: Config
 
+    @property
+    def probe(self) -> Callable[[], Hardware]:
+        """Asks what the machine has at this moment."""
+        ...
+
     def open(
         self, model: Installed, want: Want, *, on_progress: Callable[[float], None] | None = None
     ) -> Loaded:

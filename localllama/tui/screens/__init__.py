@@ -19,7 +19,14 @@ def _settings() -> Screen[None]:
     return SettingsScreen()
 
 
+def _hardware() -> Screen[None]:
+    from localllama.tui.screens.hardware import HardwareScreen
+
+    return HardwareScreen()
+
+
 OTHER_SCREENS: Mapping[str, Callable[[], Screen[None]]] = {
     "models": _models,
     "settings": _settings,
+    "hardware": _hardware,
 }
