@@ -53,6 +53,7 @@ class LocalLlamaApp(App[None]):
         Binding("f2", "go('models')", "Models", priority=True),
         Binding("f3", "go('settings')", "Settings", priority=True),
         Binding("f4", "go('hardware')", "Hardware", priority=True),
+        Binding("f5", "go('compare')", "Compare", priority=True),
         Binding("ctrl+q", "quit", "Quit", priority=True),
     ]
 

@@ -10,6 +10,7 @@ from localllama.errors import LocalLlamaError
 from localllama.progress import Progress
 from localllama.runner import Running
 from localllama.store import Installed
+from localllama.tui.comparing import Side
 from localllama.tui.gauges import Gauge
 from localllama.tui.pulls import Pull
 from localllama.tui.replies import Reply
@@ -91,3 +92,11 @@ class Examined(Message):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.text = text
+
+
+class SideChanged(Message):
+    """There is more of one side of a comparison."""
+
+    def __init__(self, side: Side) -> None:
+        super().__init__()
+        self.side = side

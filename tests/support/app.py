@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from localllama import hardware, names, paths
 from localllama.chat.history import History
 from localllama.config import Config
-from localllama.errors import LocalLlamaError
+from localllama.errors import DoesNotFit, LocalLlamaError
 from localllama.runner import Runner, Want
 from localllama.store import Installed, Store, StoredFile
 from localllama.tui.app import LocalLlamaApp
@@ -31,6 +31,7 @@ class ScriptedRunner(Runner):
         self.engine = engine
         self.opened: list[tuple[str, int]] = []
         self.error: LocalLlamaError | None = None
+        self.no_room_for = ""
         self.forgotten: list[str] = []
 
     def open(
@@ -42,6 +43,8 @@ class ScriptedRunner(Runner):
             on_progress(0.5)
         if self.error is not None:
             raise self.error
+        if model.name == self.no_room_for:
+            raise DoesNotFit("it needs 9 GB", "take a smaller one")
         return self.engine
 
     def forget(self, conversation: str) -> None:

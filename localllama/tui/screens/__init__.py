@@ -25,8 +25,15 @@ def _hardware() -> Screen[None]:
     return HardwareScreen()
 
 
+def _compare() -> Screen[None]:
+    from localllama.tui.screens.compare import CompareScreen
+
+    return CompareScreen()
+
+
 OTHER_SCREENS: Mapping[str, Callable[[], Screen[None]]] = {
     "models": _models,
     "settings": _settings,
     "hardware": _hardware,
+    "compare": _compare,
 }
