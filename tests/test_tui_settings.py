@@ -134,5 +134,8 @@ def test_a_file_that_cannot_be_changed_safely_is_left_alone(tmp_path: Path) -> N
     assert file.read_text() == text
     config_file.change(file, "run", "model", 'a "quoted" näme')
     assert load(file, {}).run.model == 'a "quoted" näme'
+    file.write_text("[run]\nctx = 77 # short\nthreads = 1\n")
+    config_file.change(file, "run", "context_length", 99, also=("ctx",))
+    assert (load(file, {}).run.context_length, load(file, {}).run.threads) == (99, 1)
     config_file.change(file, "run", "model", None)
     assert load(file, {}).run.model == Config().run.model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,6 +14,7 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import ModalScreen, Screen
+from textual.theme import Theme
 
 from localllama import catalog, config_file
 from localllama.chat.conversation import Conversation
@@ -75,6 +76,7 @@ class LocalLlamaApp(App[None]):
             self.history.purge_old()
         if self.config.tui.theme in self.available_themes:
             self.theme = self.config.tui.theme
+        self.theme_changed_signal.subscribe(self, self._keep_theme)
         self.push_screen("chat")
         if (model := self._first_model()) is not None:
             self.load(model)
@@ -148,11 +150,24 @@ class LocalLlamaApp(App[None]):
         elif pull.error is not None:
             self.tell(pull.error)
 
-    def configure(self, section: str, key: str, value: config_file.Value | None) -> None:
+    def configure(
+        self,
+        section: str,
+        key: str,
+        value: config_file.Value | None,
+        *,
+        also: Sequence[str] = (),
+    ) -> None:
         """Set something in config.toml and go by it from now on; raises InvalidConfig."""
         file = self.store.paths.config_file
-        config_file.change(file, section, key, value)
-        self.config = self.runner.config = load_config(file)
+        config_file.change(file, section, key, value, also=also)
+        changed = {section: getattr(load_config(file), section)}
+        self.config = self.runner.config = replace(self.config, **changed)
+
+    def _keep_theme(self, theme: Theme) -> None:
+        if theme.name != self.config.tui.theme:
+            with self.telling():
+                self.configure("tui", "theme", theme.name)
 
     def sampling(self, own: Mapping[str, object]) -> Sampling:
         """Return the parameters that count for a chat with ``own`` ones."""

@@ -87,7 +87,10 @@ class Settings:
     def change(self, name: str, text: str, scope: Scope) -> None:
         """Set something, or with "" no longer; raises InvalidParameter and what storing raises."""
         if name == THEME:
-            self._app.configure("tui", "theme", text or None)
+            if text:
+                self._app.theme = text  # the app keeps it
+            else:
+                self._app.configure("tui", "theme", None)
         elif name == SYSTEM:
             self._change_system(text, scope)
         elif name in (CONTEXT, KV_TYPE):
@@ -111,7 +114,8 @@ class Settings:
         elif isinstance(value, dict):
             raise InvalidParameter(f"{name} cannot be set everywhere", "set it for the chat")
         else:
-            self._app.configure("parameters", name, value)  # type: ignore[arg-type]  # see convert()
+            also = sampling.lookup(name).aliases
+            self._app.configure("parameters", name, value, also=also)  # type: ignore[arg-type]  # see convert()
 
     def _change_system(self, text: str, scope: Scope) -> None:
         if scope is Scope.EVERYWHERE:
@@ -130,9 +134,11 @@ class Settings:
             raise InvalidParameter(f"there is no KV type {text!r}", f"known: {', '.join(KV_TYPES)}")
         want = self._app.models.want
         if scope is Scope.EVERYWHERE:
-            key = "context_length" if name == CONTEXT else "kv_type"
-            stored: str | int | None = (int(text) if name == CONTEXT else text) if text else None
-            self._app.configure("run", key, stored)
+            if name == CONTEXT:
+                length = int(text) if text else None
+                self._app.configure("run", "context_length", length, also=("ctx",))
+            else:
+                self._app.configure("run", "kv_type", text or None)
         elif scope is Scope.MODEL:
             if name == KV_TYPE:
                 raise InvalidParameter("the KV type is of a chat or everywhere", "Tab changes that")

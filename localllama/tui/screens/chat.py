@@ -39,7 +39,8 @@ _NARROW = 100  # columns, below which the sidebar is opened only to choose
 _EMPTY = """\
 A new conversation. Write below; Enter sends.
 
-F1 shows all keys, Ctrl+P finds every action, / begins a command, @file attaches a text."""
+F1 shows all keys, Ctrl+P finds every action, / begins a command, @file attaches a text.
+F2 models, F3 settings, F4 hardware, F5 compares two models."""
 
 
 class ChatScreen(Screen[None]):

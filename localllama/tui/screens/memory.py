@@ -45,11 +45,16 @@ class Memory(ModalScreen[str | None]):
             yield Static("...", id="cost", markup=False)
             yield Label("Enter accepts, Esc cancels", classes="note")
 
+    def on_mount(self) -> None:
+        """Say what the present value takes."""
+        self._ask(self._value)
+
     @on(Input.Changed)
     def _changed(self, event: Input.Changed) -> None:
         event.stop()
-        value = event.value.strip()
+        self._ask(event.value.strip())
 
+    def _ask(self, value: str) -> None:
         def look() -> None:
             try:
                 text = self._cost(value)

@@ -11,6 +11,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
+from textual.events import Resize
 from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Input, Static
 
@@ -84,14 +85,19 @@ class ModelsScreen(Screen[None]):
 
     def on_mount(self) -> None:
         """Read the catalog."""
-        self.set_class(self.app.size.width >= _WIDE, "wide")
-        if self.app.size.width >= _WIDE:
-            self.query_one("#details").remove_class("hidden")
         with self.app.telling():
             self._known = catalog.load(user=self.app.store.paths.user_catalog)
         for index, column in enumerate(COLUMNS):
             self._table.add_column(_heading(index, self._sorted_by), key=column)
         self._table.focus()
+
+    def on_resize(self, event: Resize) -> None:
+        """Put the details beside the table where there is room."""
+        wide = event.size.width >= _WIDE
+        if wide != self.has_class("wide"):
+            self.set_class(wide, "wide")
+            self.remove_class("detailed")
+            self.query_one("#details").set_class(not wide, "hidden")
 
     def on_screen_resume(self) -> None:
         """Look at what is installed and fits now."""

@@ -164,8 +164,6 @@ class SettingsScreen(Screen[None]):
             name = self._row.name
             with self.app.telling():
                 self._settings.change(name, text, self._scope)
-            if name == THEME:
-                self.app.theme = text
             self._show()
 
     def action_unset(self) -> None:

