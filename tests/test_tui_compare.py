@@ -7,8 +7,6 @@ import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import pytest
-
 from localllama.tui.comparing import Contestant
 from tests.support.app import Screen, ScriptedRunner, running
 from tests.support.engines import ScriptedEngine
@@ -18,12 +16,11 @@ def use(
     home: Path,
     engine: ScriptedEngine,
     flow: Callable[[Screen], Awaitable[None]],
-    size: tuple[int, int] = (120, 40),
 ) -> None:
     """Run the app, go to the comparison and do something there."""
 
     async def go() -> None:
-        async with running(home, engine, models=("smol", "big"), size=size) as screen:
+        async with running(home, engine, models=("smol", "big"), size=(80, 24)) as screen:
             await screen.shows("smol Q4_1")
             await screen.press("f5")
             await screen.shows("Ask both")
@@ -32,8 +29,7 @@ def use(
     asyncio.run(go())
 
 
-@pytest.mark.parametrize("size", [(80, 24), (200, 60)])
-def test_one_prompt_goes_to_two_models(home: Path, size: tuple[int, int]) -> None:
+def test_one_prompt_goes_to_two_models(home: Path) -> None:
     engine = ScriptedEngine(100)
 
     async def flow(screen: Screen) -> None:
@@ -42,7 +38,7 @@ def test_one_prompt_goes_to_two_models(home: Path, size: tuple[int, int]) -> Non
         await screen.until(lambda: screen.text.count("word0 word1 word2") == 2)
         await screen.until(lambda: screen.text.count("3 tokens") == 2)
 
-    use(home, engine, flow, size)
+    use(home, engine, flow)
     assert [sent[-1].content for sent in engine.sent] == ["hello", "hello"]
 
 

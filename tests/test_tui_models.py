@@ -41,7 +41,7 @@ def use(
     *,
     network: Network | None = None,
     models: tuple[str, ...] = ("smol", "big"),
-    size: tuple[int, int] = (120, 40),
+    size: tuple[int, int] = (120, 24),
 ) -> None:
     """Run the app, go to the models and do something there."""
     config = Config(network=network or Network(offline=True))
@@ -72,7 +72,9 @@ def test_installed_and_catalog_are_listed_with_what_fits(home: Path, size: tuple
         await screen.paste("llama2:13b")
         await screen.hides("llama2:7b")
         await screen.shows("llama2:13b")
-        await screen.press("escape", "escape")
+        await screen.press("enter")
+        await screen.shows("This is offline")
+        await screen.press("escape")
         await screen.shows("A new conversation")
 
     use(home, flow, size=size)
@@ -94,14 +96,6 @@ def test_rows_are_sorted_by_any_column(home: Path) -> None:
     use(home, flow)
 
 
-def test_enter_chats_with_a_model(home: Path) -> None:
-    async def flow(screen: Screen) -> None:
-        await screen.press("down", "enter")
-        await screen.shows("A new conversation", "big Q4_1")
-
-    use(home, flow)
-
-
 def test_deleting_asks_first(home: Path) -> None:
     async def flow(screen: Screen) -> None:
         await screen.press("d")
@@ -117,7 +111,7 @@ def test_deleting_asks_first(home: Path) -> None:
     use(home, flow)
 
 
-def test_the_default_is_kept_in_the_configuration(home: Path) -> None:
+def test_the_default_is_kept_and_enter_chats(home: Path) -> None:
     file = paths.locate(home).config_file
     file.parent.mkdir(parents=True)
     file.write_text("# mine\n[run]\nthreads = 1  # quiet\n")
@@ -125,6 +119,8 @@ def test_the_default_is_kept_in_the_configuration(home: Path) -> None:
     async def flow(screen: Screen) -> None:
         await screen.press("down", "u")
         await screen.shows("big:latest is the default")
+        await screen.press("enter")
+        await screen.shows("A new conversation", "big Q4_1")
 
     use(home, flow)
     assert load(file, {}).run.model == "big"
@@ -147,15 +143,6 @@ def test_a_model_is_found_on_the_hub_pulled_and_described(home: Path, hub: Hub, 
         await screen.shows("How it would be loaded", "layers on the CPU", "WEIGHTS")
 
     use(home, flow, network=online(hub))
-
-
-def test_offline_is_a_plain_word(home: Path) -> None:
-    async def flow(screen: Screen) -> None:
-        await screen.press("slash")
-        await screen.type("tiny")
-        await screen.shows("This is offline")
-
-    use(home, flow)
 
 
 def test_several_pulls_are_paused_resumed_and_cancelled(home: Path, hub: Hub) -> None:

@@ -20,7 +20,7 @@ from tests.support.gguf_maker import write_tiny_llama
 Flow = Callable[[Screen], Awaitable[None]]
 
 
-def use(home: Path, flow: Flow, *, size: tuple[int, int] = (120, 40)) -> None:
+def use(home: Path, flow: Flow, *, size: tuple[int, int] = (100, 24)) -> None:
     """Run the app, go to the settings and do something there."""
 
     async def go() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -167,7 +168,10 @@ class ModelsScreen(Screen[None]):
 
     def on_fits_known(self, event: FitsKnown) -> None:
         """Show what fits."""
-        self._show()
+        if COLUMNS[self._sorted_by] == "FITS":
+            self._show()
+        else:
+            self._update("FITS", self.app.fits.word)
         self._describe()
 
     def on_model_changed(self, event: ModelChanged) -> None:
@@ -195,10 +199,13 @@ class ModelsScreen(Screen[None]):
         self.app.push_screen(Confirm(f"{pull.name}\n\n{pull.question}", "Pull it"), answered)
 
     def _update_states(self) -> None:
+        self._update("STATE", self._state)
+
+    def _update(self, column: str, cell: Callable[[Row], str]) -> None:
         table = self._table
         for row in self._rows:
-            if row.name in table.rows:
-                table.update_cell(row.name, "STATE", Text(self._state(row)), update_width=True)
+            if row.name in table.rows and table.get_cell(row.name, column).plain != cell(row):
+                table.update_cell(row.name, column, Text(cell(row)), update_width=True)
 
     @on(DataTable.RowHighlighted)
     def _highlighted(self) -> None:

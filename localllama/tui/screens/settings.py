@@ -92,16 +92,15 @@ class SettingsScreen(Screen[None]):
     def _show(self) -> None:
         if self._settings is None:
             return
-        table, row = self._table, self._table.cursor_row
+        before = self._rows
         with self.app.telling():
             self._rows = {setting.name: setting for setting in self._settings.all()}
-        table.clear()
-        for setting in self._rows.values():
-            value = printable(setting.value).replace("\n", " ")
-            value = value if len(value) <= _LONGEST else value[: _LONGEST - 1] + "…"
-            cells = (setting.name, value, setting.origin, setting.help)
-            table.add_row(*map(Text, cells), key=setting.name)
-        table.move_cursor(row=row)
+        for name, setting in self._rows.items():
+            if name not in before:
+                self._table.add_row(*_cells(setting), key=name)
+            elif setting != before[name]:
+                for column, cell in zip(_COLUMNS, _cells(setting), strict=True):
+                    self._table.update_cell(name, column, cell, update_width=True)
         self._explain()
 
     @property
@@ -246,6 +245,12 @@ class SettingsScreen(Screen[None]):
         """Leave the screen."""
         self._settings = None
         self.dismiss()
+
+
+def _cells(setting: Setting) -> list[Text]:
+    value = printable(setting.value).replace("\n", " ")
+    value = value if len(value) <= _LONGEST else value[: _LONGEST - 1] + "…"
+    return [Text(cell) for cell in (setting.name, value, setting.origin, setting.help)]
 
 
 def _summary(preset: Preset) -> str:
