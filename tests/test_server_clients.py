@@ -17,9 +17,11 @@ import openai
 import pytest
 
 from tests.support import servers
+from tests.support.checkpoints import Shape, write_checkpoint, write_sentencepiece
 from tests.support.engines import wait_until
 from tests.support.gguf_maker import write_tiny_llama
 from tests.support.servers import MODEL, Server
+from tests.support.small_llama import write_small_llama
 
 SHORT = {"temperature": 0, "num_predict": 8}
 HI = [{"role": "user", "content": "Say hello."}]
@@ -214,6 +216,58 @@ def test_a_model_is_made_of_an_upload(client: ollama.Client, tiny: Path) -> None
     client.delete("up")
     with pytest.raises(ollama.ResponseError, match="not found"):
         client.create("up", files={"tiny.gguf": "sha256:" + "0" * 64})
+
+
+def test_a_model_is_quantized_when_it_is_made(client: ollama.Client, tmp_path: Path) -> None:
+    big = write_small_llama(tmp_path / "big.gguf", layers=1)
+    files = {big.name: client.create_blob(big)}
+    lines = [line.status for line in client.create("q", files=files, quantize="q8_0", stream=True)]
+    assert lines[0] == "parsing GGUF"
+    assert lines[1] == "quantizing F16 model to Q8_0"
+    assert [line.split(":")[0] for line in map(str, lines[-3:])] == [
+        "creating new layer sha256",
+        "writing manifest",
+        "success",
+    ]
+    client.create("smaller", from_="q", quantize="Q4_0")
+    found = {one.model: one.details for one in client.list().models}
+    assert found["q:latest"].quantization_level == "Q8_0"
+    assert found["smaller:latest"].quantization_level == "Q4_0"
+    assert found["smaller:latest"].family == "llama"
+    client.delete("q")
+    client.delete("smaller")
+
+
+def test_a_model_is_made_of_a_checkpoint(client: ollama.Client, tmp_path: Path) -> None:
+    shape = Shape()
+    folder = write_checkpoint(tmp_path / "weights", shape, shards=2)
+    write_sentencepiece(folder, shape.vocabulary)
+    files = {path.name: client.create_blob(path) for path in folder.iterdir()}
+    lines = [line.status for line in client.create("made", files=files, stream=True)]
+    assert lines[0] == "converting model"
+    assert lines[-1] == "success"
+    assert client.generate("made", "All human beings", options=SHORT).eval_count
+    client.delete("made")
+
+
+def test_what_create_refuses(client: ollama.Client, tiny: Path) -> None:
+    digest = client.create_blob(tiny)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, "neither 'from' or 'files'"),
+        ({"from_": MODEL, "adapters": {"a.gguf": digest}}, "applies no adapters"),
+        ({"from_": MODEL, "quantize": "Q9"}, "'Q9' is not a quantization type"),
+        ({"from_": MODEL, "quantize": "Q4_0"}, "quantized"),
+        ({"from_": MODEL, "parameters": {"temprature": 1}}, "temprature"),
+        ({"from_": MODEL, "template": "{{ .Prompt }} by {{ .Nobody }}"}, "Go's language"),
+        ({"files": {"..": digest}}, "invalid file name"),
+        ({"files": {"a/x.gguf": digest, "b/x.gguf": digest}}, "names of their own"),
+        ({"files": {"x.gguf": "sha256:../../x"}}, "invalid digest format"),
+    ]
+    for request, message in cases:
+        with pytest.raises(ollama.ResponseError, match=message) as error:
+            client.create("never", **request)
+        assert 400 <= error.value.status_code < 500
+    assert {model.model for model in client.list().models} == {f"{MODEL}:latest"}
 
 
 def test_errors_are_ollamas(client: ollama.Client, server: Server) -> None:

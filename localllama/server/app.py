@@ -26,6 +26,7 @@ from localllama.server.guard import Guard, Rules
 from localllama.server.http import Lines, endpoint, failure, pieces, reply
 from localllama.server.library import Library
 from localllama.server.ollama import Ollama
+from localllama.server.ollama_create import Creator
 from localllama.server.ollama_models import Shelf
 from localllama.server.operations import Operation, document
 from localllama.store import Store
@@ -50,9 +51,10 @@ def create_app(
     models = Models(runner, most_waiting=config.serve.max_queue)
     library = Library(store)
     asker = Asker(library, config)
-    shelf = Shelf(library, models, pulls=policy.pulls)
+    creator = Creator(library, models, allowed=policy.pulls == "any")
+    shelf = Shelf(library, models, creator, pulls=policy.pulls)
     operations = [
-        *_ollama(Ollama(asker, models), shelf),
+        *_ollama(Ollama(asker, models), shelf, creator),
         *openai.operations(asker, models),
         *anthropic.operations(asker, models),
         *_extras(extras.Extras(asker, models)),
@@ -72,7 +74,7 @@ def create_app(
         routes=[
             Route("/", _alive, methods=["GET"]),
             Route("/openapi.json", openapi, methods=["GET"]),
-            *_blobs(shelf),
+            *_blobs(creator),
             *(operation.route(policy.rules.body_bytes) for operation in operations),
         ],
         exception_handlers={HTTPException: _http_failure},
@@ -83,7 +85,7 @@ def create_app(
     return guard
 
 
-def _ollama(ollama: Ollama, shelf: Shelf) -> list[Operation]:
+def _ollama(ollama: Ollama, shelf: Shelf, creator: Creator) -> list[Operation]:
     lines = Lines()
     return [
         Operation(
@@ -119,7 +121,13 @@ def _ollama(ollama: Ollama, shelf: Shelf) -> list[Operation]:
         ),
         Operation("POST", "/api/push", shelf.push, wire.Status, wire.PushRequest),
         Operation(
-            "POST", "/api/create", shelf.create, wire.Status, wire.CreateRequest, wire.Status, lines
+            "POST",
+            "/api/create",
+            creator.create,
+            wire.Status,
+            wire.CreateRequest,
+            wire.Status,
+            lines,
         ),
     ]
 
@@ -141,16 +149,16 @@ def _extras(own: extras.Extras) -> list[Operation]:
     ]
 
 
-def _blobs(shelf: Shelf) -> list[Route]:
+def _blobs(creator: Creator) -> list[Route]:
     """The one pair of routes whose bodies are not JSON."""
 
     async def look(request: Request) -> Response:
-        there = await shelf.has_blob(request.path_params["digest"])
+        there = await creator.has_blob(request.path_params["digest"])
         return Response(status_code=200 if there else 404)
 
     async def take(request: Request) -> Response:
         length = request.headers.get("content-length", "0")
-        new = await shelf.take_blob(request.path_params["digest"], pieces(request), int(length))
+        new = await creator.take_blob(request.path_params["digest"], pieces(request), int(length))
         return Response(status_code=201 if new else 200)
 
     path = "/api/blobs/{digest}"

@@ -2,54 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import re
-import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from pathlib import Path
 
 import msgspec
 from msgspec import UNSET
 
-from localllama import __version__, contents, gguf_file, hardware, model_card, pull
+from localllama import __version__, model_card, pull
 from localllama.config import Network
 from localllama.errors import (
     InvalidParameter,
-    ModelNotFound,
     NotEnoughDisk,
-    UnsupportedFile,
 )
-from localllama.files import storing
-from localllama.names import Source, is_digest
+from localllama.names import Source
 from localllama.progress import Progress
 from localllama.runner import Runner, Running
 from localllama.server import ollama_types as wire
-from localllama.server import options
 from localllama.server.bridge import Models
 from localllama.server.errors import Refused
 from localllama.server.library import Library
-from localllama.store import Installed, StoredFile
+from localllama.server.ollama_create import Creator, last
+from localllama.store import Installed
 
 # Whose contract is served: clients ask for a least version.
 OLLAMA_VERSION = "0.12.6"
 
 PULLS = ("any", "catalog", "none")
 _FOR_EVER = "2318-01-01T00:00:00Z"  # about where Ollama's own "for ever" ends
-_DISK_RESERVE_BYTES = 200_000_000
-_TEMPLATE_CHARS = 128 * 1024
 
 
 class Shelf:
     """Answers requests about models; ``pulls`` says what may be fetched and changed here."""
 
-    def __init__(self, library: Library, models: Models, *, pulls: str) -> None:
+    def __init__(self, library: Library, models: Models, creator: Creator, *, pulls: str) -> None:
         self._library = library
         self._models = models
+        self._creator = creator
         self._runner: Runner = models.runner
         self._pulls = pulls
 
@@ -139,7 +129,7 @@ class Shelf:
 
     async def copy(self, request: wire.CopyRequest) -> None:
         """Give a model a second name."""
-        self._require_changes()
+        self._creator.require_changes()
         source = self._library.find(request.source)
         target = self._library.own_name(request.destination)
         name = self._library.name(source.name)
@@ -147,7 +137,7 @@ class Shelf:
 
     async def delete(self, request: wire.DeleteRequest) -> None:
         """Remove a name, and its data unless another name uses it."""
-        self._require_changes()
+        self._creator.require_changes()
         model = self._library.find(request.which)
         await self._models.unload(model)
         name = self._library.name(model.name)
@@ -164,27 +154,12 @@ class Shelf:
                 "localllama serve --pull any lets it, or pull it on that machine",
             )
         lines = self._pulling(request.which)
-        return lines if request.stream is not False else await _last(lines)
+        return lines if request.stream is not False else await last(lines)
 
     async def push(self, request: wire.PushRequest) -> wire.Status:
         """Refuse: there is no registry of our own."""
         self._library.find(request.which)
         raise InvalidParameter("pushing models is not supported", "localllama only fetches them")
-
-    async def create(
-        self, request: wire.CreateRequest
-    ) -> wire.Status | AsyncGenerator[wire.Status, None]:
-        """Make a model of an installed one or an uploaded GGUF file, with settings of its own."""
-        self._require_changes()
-        self._library.own_name(request.which)
-        lines = self._creating(request)
-        return lines if request.stream is not False else await _last(lines)
-
-    def _require_changes(self) -> None:
-        if self._pulls != "any":
-            raise Refused(
-                "this server does not change its models", "localllama serve --pull any lets it"
-            )
 
     async def _pulling(self, text: str) -> AsyncGenerator[wire.Status, None]:
         network: Network = self._runner.config.network
@@ -204,83 +179,6 @@ class Shelf:
                 if (line := told.line(moment)) is not None:
                     yield line
         yield wire.Status(status="success")
-
-    async def _creating(self, request: wire.CreateRequest) -> AsyncGenerator[wire.Status, None]:
-        if request.quantize or request.adapters:
-            what = "quantize" if request.quantize else "adapters"
-            raise InvalidParameter(f"{what} is not supported when creating a model here")
-        base, arrived = await self._base(request)
-        if arrived:
-            yield wire.Status(status="parsing GGUF")
-        model = _changed(base, request, self._library.own_name(request.which))
-        for file in model.files:
-            word = "creating new" if file.sha256 in arrived else "using existing"
-            yield wire.Status(status=f"{word} layer sha256:{file.sha256}")
-        yield wire.Status(status="writing manifest")
-        await self._models.run(lambda: self._library.store.install(model, arrived))
-        yield wire.Status(status="success")
-
-    async def _base(self, request: wire.CreateRequest) -> tuple[Installed, dict[str, Path]]:
-        """Return what the new model is made of, and its files that are not in the store yet."""
-        if request.files:
-            return await self._models.run(lambda: self._uploaded(request.files or {}))
-        if not request.from_:
-            raise InvalidParameter("neither 'from' or 'files' was specified")
-        return self._library.find(request.from_), {}
-
-    def _uploaded(self, files: dict[str, str]) -> tuple[Installed, dict[str, Path]]:
-        if len(files) != 1:
-            raise UnsupportedFile("a model is made of one GGUF file here")
-        ((name, digest),) = files.items()
-        hex_digest = _hex(digest)
-        store = self._library.store
-        here, there = store.blob(hex_digest), _upload(store.paths.partials, hex_digest)
-        path = here if here.is_file() else there
-        if not path.is_file():
-            raise ModelNotFound(f"blob sha256:{hex_digest} not found", "upload it first")
-        info = contents.scalars(gguf_file.read_info(path))
-        stored = StoredFile(Path(name).name[:200], hex_digest, path.stat().st_size, promised=True)
-        arrived = {} if path == here else {hex_digest: path}
-        return Installed("", (stored,), source="upload", info=info), arrived
-
-    # blobs
-
-    async def has_blob(self, digest: str) -> bool:
-        """Whether these bytes are here."""
-        hex_digest = _hex(digest)
-        store = self._library.store
-        return store.has(hex_digest) or _upload(store.paths.partials, hex_digest).is_file()
-
-    async def take_blob(self, digest: str, pieces: AsyncIterator[bytes], length: int) -> bool:
-        """Take an upload in; False when it is here already.
-
-        Raises InvalidParameter for other bytes, NotEnoughDisk, StoreError.
-        """
-        self._require_changes()
-        if await self.has_blob(digest):
-            return False
-        hex_digest, partials = _hex(digest), self._library.store.paths.partials
-        temporary = partials / f"{hex_digest}.{secrets.token_hex(4)}.upload.tmp"
-        digester = sha256()
-        with storing(partials):
-            partials.mkdir(parents=True, exist_ok=True)
-            _require_disk(partials, length)
-            try:
-                with temporary.open("wb") as file:
-                    async for piece in pieces:
-                        digester.update(piece)
-                        await asyncio.to_thread(file.write, piece)
-                    file.flush()
-                    await asyncio.to_thread(os.fsync, file.fileno())
-                if digester.hexdigest() != hex_digest:
-                    raise InvalidParameter(
-                        f"digest mismatch, expected sha256:{hex_digest}, "
-                        f"got sha256:{digester.hexdigest()}"
-                    )
-                temporary.replace(_upload(partials, hex_digest))
-            finally:
-                temporary.unlink(missing_ok=True)
-        return True
 
 
 class _Told:
@@ -334,56 +232,3 @@ def _details(model: Installed) -> wire.Details:
 
 def _spelt(value: object) -> str:
     return msgspec.json.encode(value).decode() if isinstance(value, str) else str(value)
-
-
-def _hex(digest: str) -> str:
-    """Return the hex digits of ``sha256:…``; raises InvalidParameter."""
-    match = re.fullmatch(r"sha256[:-]([0-9a-f]{64})", digest)
-    if match is None or not is_digest(match[1]):
-        raise InvalidParameter("invalid digest format")
-    return match[1]
-
-
-def _upload(partials: Path, hex_digest: str) -> Path:
-    """Where an upload waits for the model that it becomes part of."""
-    return partials / f"{hex_digest}.adopted"
-
-
-def _require_disk(folder: Path, length: int) -> None:
-    free = hardware.free_disk_bytes(folder)
-    if length + _DISK_RESERVE_BYTES > free:
-        raise NotEnoughDisk(
-            f"the upload has {length >> 20} MiB, and {free >> 20} MiB are free",
-            needed_bytes=length,
-            available_bytes=free,
-        )
-
-
-def _changed(base: Installed, request: wire.CreateRequest, name: object) -> Installed:
-    """Return the model under its new name, with the settings of the request over its own."""
-    if request.template and len(request.template) > _TEMPLATE_CHARS:
-        raise InvalidParameter("the template is too long")
-    chosen, loading = options.options(request.parameters)
-    texts = request.license if isinstance(request.license, list) else [request.license or ""]
-    licence = {"text": "\n\n".join(texts)} if any(texts) else base.licence
-    messages = tuple(
-        {"role": message.role, "content": message.content or ""}
-        for message in request.messages or ()
-    )
-    return replace(
-        base,
-        name=str(name),
-        licence=licence,
-        template=base.template if request.template is None else request.template,
-        system=base.system if request.system is None else request.system,
-        parameters={**base.parameters, **chosen, **loading},
-        messages=messages or base.messages,
-        saved=True,
-    )
-
-
-async def _last(lines: AsyncGenerator[wire.Status, None]) -> wire.Status:
-    async with aclosing(lines) as found:
-        async for line in found:
-            last = line
-    return last
