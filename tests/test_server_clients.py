@@ -321,6 +321,29 @@ def test_what_does_not_fit_is_left_out_and_told(client: ollama.Client, server: S
     assert "the context holds 1024" in answer.json()["error"]
 
 
+def test_a_reply_shifts_its_context_when_asked(client: ollama.Client, server: Server) -> None:
+    client.copy(MODEL, "small")
+    client.create("small", from_="small", parameters={"num_ctx": 64, "num_keep": 4})
+    going_on = {"ignore_eos": True, "num_predict": 100, "num_keep": 4}
+    chat: dict[str, Any] = {"model": "small", "messages": HI, "stream": False, "options": going_on}
+    raw: dict[str, Any] = {"model": "small", "prompt": "1, 2, 3,", "raw": True, "stream": False}
+    for path, request in (("chat", chat), ("generate", raw | {"options": going_on})):
+        ended = httpx2.post(f"{server.url}/api/{path}", json=request, timeout=60).json()
+        assert ended["done_reason"] == "length"
+        assert ended["eval_count"] < 64
+        assert "truncated" not in ended
+        request["shift"] = True
+        shifted = httpx2.post(f"{server.url}/api/{path}", json=request, timeout=60).json()
+        assert shifted["eval_count"] == 100
+        assert shifted["truncated"]["messages"] == 0
+        assert shifted["truncated"]["tokens"] >= 40
+    raw |= {"shift": True, "options": {"ignore_eos": True, "num_keep": -1}}
+    endless = httpx2.post(f"{server.url}/api/generate", json=raw, timeout=60).json()
+    assert endless["eval_count"] == 640  # ten contexts
+    client.generate("small", "", keep_alive=0)
+    client.delete("small")
+
+
 # --- openai --------------------------------------------------------------------------------------
 
 

@@ -290,12 +290,12 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     ``return_tokens``.
 
     With less than ``reserve_tokens`` of the context left for the reply, the request fails with
-    ``context_full``; with ``truncate``, what follows the first ``keep_tokens`` (and BOS) is left
-    out instead, and Truncated says how much.
+    ``context_full``; with ``truncate``, what follows the first ``keep_tokens`` (and BOS; -1 = all
+    that can stay) is left out instead, and Truncated says how much.
 
     When the reply fills the context, it is over, unless ``shift``: then half of the oldest tokens
-    go, with a Truncated event, but not the first ``keep_tokens`` nor those of the first
-    ``keep_messages``. The KV state may be written to disk if ``snapshot``, as part of
+    go, with a Truncated event, but not the first ``keep_tokens`` (-1 = the prompt) nor those of the
+    first ``keep_messages``. The KV state may be written to disk if ``snapshot``, as part of
     ``conversation``, under which it can be forgotten.
     """
 

@@ -58,8 +58,7 @@ class Prompter:
         excess = len(tokens) + request.reserve_tokens - available
         if excess <= 0:
             return Prompt(tokens)
-        kept = request.keep_tokens + (tokens[0] == self._vocab.bos)
-        kept = max(0, min(kept, len(tokens) - excess - 1))
+        kept = max(0, min(self._kept(request, tokens), len(tokens) - excess - 1))
         if request.truncate and len(tokens) > excess:
             return Prompt(tokens[:kept] + tokens[kept + excess :], excess)
         reserve = request.reserve_tokens
@@ -73,8 +72,12 @@ class Prompter:
 
     def kept_tokens(self, request: Generate, tokens: Sequence[int]) -> int:
         """How many ``tokens`` of a request stay when the context shifts."""
-        has_bos = tokens[0] == self._vocab.bos
-        return max(request.keep_tokens + has_bos, self._tokens_of_messages(request, tokens))
+        return max(self._kept(request, tokens), self._tokens_of_messages(request, tokens))
+
+    def _kept(self, request: Generate, tokens: Sequence[int]) -> int:
+        if request.keep_tokens < 0:
+            return len(tokens)
+        return request.keep_tokens + (tokens[0] == self._vocab.bos)
 
     def _tokens_of_messages(self, request: Generate, tokens: Sequence[int]) -> int:
         count = request.keep_messages

@@ -20,7 +20,8 @@ from localllama.server.http import require_shallow
 from localllama.server.library import Library, thinks
 from localllama.store import Installed
 
-DROP, STOP = "drop-oldest", "stop"  # chat.session.POLICIES
+DROP, STOP, SHIFT = "drop-oldest", "stop", "shift"  # chat.session.POLICIES
+_SHIFTED_CONTEXTS = 10  # a reply that could go on for ever ends after so many; as in Ollama
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Ask:
     def begin(self, lane: Lane) -> Iterator[Event]:
         """Return the events of the reply; nothing of it is kept on the disk."""
         request = msgspec.structs.replace(self.request, snapshot=False)
+        if request.shift or self.policy == SHIFT:
+            request = _bounded(request, _SHIFTED_CONTEXTS * lane.engine.ready.context_length)
         if not request.messages:
             return lane.hold(lane.engine.generate(request))
         first, *rest = request.messages
@@ -84,6 +87,7 @@ class _Model:
             reserve_tokens=reserve_tokens,
             continue_last=continue_last,
             keep_messages=further.get("keep_messages", 0),
+            shift=further.get("shift", False),
         )
         return self._lane.hold(self._lane.engine.generate(request))
 
@@ -176,6 +180,14 @@ class Asker:
             thinks=thinking_apart,
             thinking=thinking_apart and thinking.opens(template) and not continues,
         )
+
+
+def _bounded(request: Generate, tokens: int) -> Generate:
+    """Return a request whose reply has an end."""
+    limit = request.sampling.max_tokens
+    limit = tokens if limit < 0 else min(limit, tokens)
+    sampling = msgspec.structs.replace(request.sampling, max_tokens=limit)
+    return msgspec.structs.replace(request, sampling=sampling)
 
 
 def own_messages(model: Installed) -> list[Message]:

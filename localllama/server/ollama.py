@@ -25,7 +25,7 @@ from localllama.errors import InvalidParameter
 from localllama.runner import Want
 from localllama.server import embedding, options, reply, thinking
 from localllama.server import ollama_types as wire
-from localllama.server.asking import DROP, STOP, Ask, Asker, own_messages
+from localllama.server.asking import DROP, SHIFT, STOP, Ask, Asker, own_messages
 from localllama.server.bridge import Models
 from localllama.server.http import left_out, require_shallow
 from localllama.server.library import thinks
@@ -87,9 +87,9 @@ class Ollama:
             messages=tuple(_message(message, request.model) for message in request.messages or ()),
             think=self._asker.think(model, request.think),
             tools=tuple(request.tools or ()),
+            keep_tokens=_kept(model, request),
         )
-        policy = STOP if request.truncate is False else DROP
-        return self._asker.conversation(model, want, asked, policy=policy)
+        return self._asker.conversation(model, want, asked, policy=_policy(request))
 
     async def _chat_pieces(
         self, name: str, ask: Ask, clock: _Clock
@@ -107,7 +107,7 @@ class Ollama:
                         yield _chatted(name, "", calls=[_call(calls, part)])
                         calls += 1
                     case Truncated():
-                        truncated = part
+                        truncated = reply.more(truncated, part)
                         yield part
                     case Done():
                         counts = clock.counts(part)
@@ -142,7 +142,6 @@ class Ollama:
         if request.images:
             raise InvalidParameter(f'"{model.name}" does not support images')
         prompt, context = request.prompt or "", tuple(request.context or ())
-        truncates = request.truncate is not False
         if request.raw or request.suffix is not None:
             if request.raw and (request.template or request.system or context):
                 raise InvalidParameter("raw mode does not support template, system, or context")
@@ -153,7 +152,9 @@ class Ollama:
                 prompt=prompt,
                 suffix=request.suffix,
                 parse_special=bool(request.raw),
-                truncate=truncates,
+                truncate=request.truncate is not False,
+                shift=request.shift is True,
+                keep_tokens=_kept(model, request),
             )
             return Ask(model, want, asked)
         system = model.system if request.system is None else request.system
@@ -167,13 +168,14 @@ class Ollama:
             template=request.template or "",
             tokens=context,
             return_tokens=True,
+            keep_tokens=_kept(model, request),
         )
         template = self._library.template(model)
         return Ask(
             model,
             want,
             asked,
-            policy=DROP if truncates else STOP,
+            policy=_policy(request),
             thinks=thinks(template),
             thinking=thinking.opens(template),
         )
@@ -190,7 +192,7 @@ class Ollama:
                     case Thought():
                         yield _generated(name, "", thinking=part.text)
                     case Truncated():
-                        truncated = part
+                        truncated = reply.more(truncated, part)
                         yield part
                     case Done():
                         yield _generated(
@@ -264,6 +266,17 @@ class Ollama:
 def now() -> str:
     """This moment, as Go prints it."""
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _policy(request: wire.Asked) -> str:
+    """What happens when the context is full; Ollama shifts unasked, here a reply ends instead."""
+    if request.truncate is False:
+        return STOP
+    return SHIFT if request.shift else DROP
+
+
+def _kept(model: Installed, request: wire.Asked) -> int:
+    return options.keep_tokens({**model.parameters, **(request.options or {})})
 
 
 def _message(message: wire.Message, model: str) -> Message:

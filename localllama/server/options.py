@@ -19,7 +19,7 @@ _LOG = logging.getLogger("localllama.server")
 # Options that say how to load. Those without a field of Want are known, and change nothing here.
 _LOAD = ("num_ctx", "num_gpu", "num_thread")
 _UNUSED = {
-    **{"num_batch": int, "main_gpu": int, "num_keep": int, "draft_num_predict": int},
+    **{"num_batch": int, "main_gpu": int, "draft_num_predict": int},
     **{"use_mmap": bool, "use_mlock": bool, "low_vram": bool, "numa": bool, "f16_kv": bool},
     **{"vocab_only": bool, "logits_all": bool, "embedding_only": bool, "penalize_newline": bool},
     **{"tfs_z": float},
@@ -38,6 +38,8 @@ def options(given: Mapping[str, Any] | None) -> tuple[dict[str, object], dict[st
             continue
         if name in _LOAD:
             loading[name] = _load_option(name, value)
+        elif name == "num_keep":
+            keep_tokens(given)
         elif name in _UNUSED:
             _require_type(name, value, _UNUSED[name])
         elif sampling.known({name: value}):
@@ -45,6 +47,13 @@ def options(given: Mapping[str, Any] | None) -> tuple[dict[str, object], dict[st
         else:
             _LOG.warning("invalid option provided: %r", name[:80])
     return {name: value for name, value in chosen.items() if value is not None}, loading
+
+
+def keep_tokens(given: Mapping[str, Any] | None) -> int:
+    """Return how many tokens of the beginning stay when something must go; -1 = the prompt."""
+    value = (given or {}).get("num_keep") or 0
+    _require_type("num_keep", value, int)
+    return max(-1, int(value))
 
 
 def _load_option(name: str, value: object) -> int:

@@ -100,6 +100,13 @@ class Whole:
     truncated: Truncated | None = None
 
 
+def more(before: Truncated | None, now: Truncated) -> Truncated:
+    """Return all that was left out by now: a reply that shifts says so each time."""
+    if before is None:
+        return now
+    return Truncated(before.messages + now.messages, before.tokens + now.tokens)
+
+
 async def whole(models: Models, ask: Ask) -> Whole:
     """Return the reply as one."""
     said: list[Said] = []
@@ -116,7 +123,7 @@ async def whole(models: Models, ask: Ask) -> Whole:
                 case ToolCall():
                     calls.append(part)
                 case Truncated():
-                    truncated = part
+                    truncated = more(truncated, part)
                 case Done():
                     done = part
     logprobs = [one for part in said for one in part.logprobs]
