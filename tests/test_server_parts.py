@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,7 @@ from localllama import errors
 from localllama.engine.api import ToolCall
 from localllama.errors import InvalidParameter, LocalLlamaError
 from localllama.server import errors as http_errors
-from localllama.server import options, thinking, tools
+from localllama.server import options, thinking, tools, turns
 from localllama.server.http import require_shallow
 
 CALL = '{"name": "add", "arguments": {"a": 1, "b": "}]\\""}}'
@@ -135,6 +136,33 @@ def test_what_is_nested_too_deeply_is_refused() -> None:
         value = [value]
     with pytest.raises(InvalidParameter, match="nested too deeply"):
         require_shallow(value, "it")
+
+
+def test_clients_take_turns() -> None:
+    order: list[str] = []
+
+    async def ask(gate: turns.Turns, who: str) -> None:
+        turns.client.set(who)
+        await gate.acquire()
+        order.append(who)
+
+    async def scenario() -> None:
+        gate = turns.Turns(1)
+        await gate.acquire()
+        greedy = [asyncio.create_task(ask(gate, "a")) for _ in range(4)]
+        await asyncio.sleep(0)  # they are in the queue
+        others = [asyncio.create_task(ask(gate, who)) for who in "bcb"]
+        await asyncio.sleep(0)
+        greedy[1].cancel()
+        for _ in range(6):
+            gate.release()
+        await asyncio.wait([*greedy, *others])
+        gate.release()
+        await gate.acquire()  # the place of who left came back
+        gate.release()
+
+    asyncio.run(scenario())
+    assert order == ["a", "b", "c", "a", "b", "a"]
 
 
 def _kinds(kind: type[LocalLlamaError]) -> list[type[LocalLlamaError]]:

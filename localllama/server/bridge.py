@@ -20,6 +20,7 @@ from localllama.engine.client import Engine, Stream
 from localllama.errors import LocalLlamaError, WorkerDied
 from localllama.runner import Runner, Want
 from localllama.server.errors import Busy
+from localllama.server.turns import Turns
 from localllama.store import Installed
 
 T = TypeVar("T")
@@ -88,11 +89,12 @@ class Channel(Generic[T]):
 
 class _Loaded:
     """An engine that requests share. ``places`` lets in twice as many as the worker answers at
-    once, so that the next ones are prepared when a slot becomes free; the others wait here."""
+    once, so that the next ones are prepared when a slot becomes free; the others wait here, each
+    client for its turn."""
 
     def __init__(self, opening: asyncio.Task[Engine], slots: int) -> None:
         self.opening = opening
-        self.places = asyncio.Semaphore(2 * slots)
+        self.places = Turns(2 * slots)
         self.users = 0
 
 

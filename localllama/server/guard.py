@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from localllama.errors import LocalLlamaError
+from localllama.server import turns
 from localllama.server.errors import KeyNeeded, Refused, TooLarge
 from localllama.server.http import TRUNCATED_HEADER, drain, failure
 
@@ -89,6 +90,7 @@ class Guard:
                 await drain(receive)
             await failure(error, scope["path"])(scope, receive, answer.send)
             return
+        turns.client.set(self._client(headers, scope))
         await self._app(scope, receive, answer.send)
 
     async def finish(self) -> None:
@@ -144,6 +146,11 @@ class Guard:
         # All are compared, so that the time tells nothing.
         if not sum(hmac.compare_digest(digest, known) for known in self._keys):
             raise KeyNeeded("the API key is wrong")
+
+    def _client(self, headers: Headers, scope: Scope) -> str:
+        """Who asks; keys count only where they are checked, else everybody had a thousand names."""
+        address = (scope.get("client") or ("",))[0]
+        return _key(headers) or address if self._keys else address
 
     def _check_length(self, headers: Headers, path: str) -> None:
         length = headers.get("content-length", "0")
