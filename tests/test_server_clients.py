@@ -256,7 +256,7 @@ def test_what_create_refuses(client: ollama.Client, tiny: Path) -> None:
         ({}, "neither 'from' or 'files'"),
         ({"from_": MODEL, "adapters": {"a.gguf": digest}}, "applies no adapters"),
         ({"from_": MODEL, "quantize": "Q9"}, "'Q9' is not a quantization type"),
-        ({"from_": MODEL, "quantize": "Q4_0"}, "quantized"),
+        ({"from_": MODEL, "quantize": "Q4_0"}, "is Q4_1 already"),
         ({"from_": MODEL, "parameters": {"temprature": 1}}, "temprature"),
         ({"from_": MODEL, "template": "{{ .Prompt }} by {{ .Nobody }}"}, "Go's language"),
         ({"files": {"..": digest}}, "invalid file name"),
@@ -322,12 +322,14 @@ def test_what_does_not_fit_is_left_out_and_told(client: ollama.Client, server: S
 
 
 def test_a_reply_shifts_its_context_when_asked(client: ollama.Client, server: Server) -> None:
-    client.copy(MODEL, "small")
-    client.create("small", from_="small", parameters={"num_ctx": 64, "num_keep": 4})
-    going_on = {"ignore_eos": True, "num_predict": 100, "num_keep": 4}
-    chat: dict[str, Any] = {"model": "small", "messages": HI, "stream": False, "options": going_on}
-    raw: dict[str, Any] = {"model": "small", "prompt": "1, 2, 3,", "raw": True, "stream": False}
-    for path, request in (("chat", chat), ("generate", raw | {"options": going_on})):
+    client.generate(MODEL, "", keep_alive=0)
+    wait_until(lambda: not client.ps().models)  # else the one with more context would do
+    small = {"ignore_eos": True, "num_ctx": 64, "num_keep": 4}
+    chat: dict[str, Any] = {"messages": HI}
+    raw: dict[str, Any] = {"prompt": "1, 2, 3,", "raw": True}
+    for path, prompt in (("chat", chat), ("generate", raw)):
+        request = prompt | {"model": MODEL, "stream": False}
+        request["options"] = {**small, "num_predict": 100}
         ended = httpx2.post(f"{server.url}/api/{path}", json=request, timeout=60).json()
         assert ended["done_reason"] == "length"
         assert ended["eval_count"] < 64
@@ -337,11 +339,9 @@ def test_a_reply_shifts_its_context_when_asked(client: ollama.Client, server: Se
         assert shifted["eval_count"] == 100
         assert shifted["truncated"]["messages"] == 0
         assert shifted["truncated"]["tokens"] >= 40
-    raw |= {"shift": True, "options": {"ignore_eos": True, "num_keep": -1}}
-    endless = httpx2.post(f"{server.url}/api/generate", json=raw, timeout=60).json()
+    request["options"] = {**small, "num_keep": -1}
+    endless = httpx2.post(f"{server.url}/api/generate", json=request, timeout=60).json()
     assert endless["eval_count"] == 640  # ten contexts
-    client.generate("small", "", keep_alive=0)
-    client.delete("small")
 
 
 # --- openai --------------------------------------------------------------------------------------

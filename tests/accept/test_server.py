@@ -1,13 +1,11 @@
-"""The server's long counts: clients that leave, hostile requests, schemas, foreign clients."""
+"""The server's long counts: clients that leave, hostile requests, schemas."""
 
 from __future__ import annotations
 
 import json
 import random
-import shutil
 import subprocess
 import sys
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +22,6 @@ pytestmark = [pytest.mark.accept, pytest.mark.timeout(3600)]
 
 DISCONNECTS, HOSTILE, SCHEMAS = 1000, 5000, 200
 _MEMORY_BYTES = 64 << 20  # more than at the start: allocators keep some
-_JAVASCRIPT = ("ollama", "ai", "@ai-sdk/openai-compatible")
 
 
 @pytest.fixture
@@ -87,52 +84,3 @@ def test_replies_keep_to_generated_schemas(server: Server) -> None:
                 ended += 1
                 jsonschema.validate(json.loads(reply["response"]), schema)
     assert ended > SCHEMAS // 2
-
-
-def test_langchain_talks(server: Server, tmp_path: Path) -> None:
-    python = tmp_path / "venv" / "bin" / "python"
-    venv.create(tmp_path / "venv", with_pip=True)
-    packages = ["langchain-ollama", "langchain-openai"]
-    subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
-    program = f"""
-from langchain_ollama import ChatOllama, OllamaEmbeddings
-from langchain_openai import ChatOpenAI
-from pydantic import BaseModel, Field
-class City(BaseModel):
-    name: str = Field(max_length=10)
-chat = ChatOllama(model={MODEL!r}, base_url={server.url!r}, num_predict=30, temperature=0)
-assert chat.invoke("Say hello").content
-assert "".join(chunk.content for chunk in chat.stream("Say hello"))
-assert chat.with_structured_output(City, method="json_schema").invoke("Name a city").name
-assert OllamaEmbeddings(model={MODEL!r}, base_url={server.url!r}).embed_query("x")
-chat = ChatOpenAI(model={MODEL!r}, base_url={server.url!r} + "/v1", api_key="x", max_tokens=30)
-assert chat.invoke("Say hello").content
-assert "".join(chunk.content for chunk in chat.stream("Say hello"))
-assert chat.bind_tools([City], tool_choice="City").invoke("Name a city").tool_calls
-"""
-    subprocess.run([python, "-c", program], check=True)
-
-
-@pytest.mark.skipif(not shutil.which("npm"), reason="needs Node.js")
-def test_javascript_talks(server: Server, tmp_path: Path) -> None:
-    subprocess.run(["npm", "install", "--silent", *_JAVASCRIPT], check=True, cwd=tmp_path)
-    program = f"""
-import {{ Ollama }} from 'ollama'
-import {{ generateText, streamText }} from 'ai'
-import {{ createOpenAICompatible }} from '@ai-sdk/openai-compatible'
-const host = '{server.url}', model = '{MODEL}', messages = [{{ role: 'user', content: 'Hello' }}]
-const ollama = new Ollama({{ host }})
-let text = ''
-for await (const part of await ollama.chat({{ model, messages, stream: true,
-  options: {{ num_predict: 8 }} }})) text += part.message.content
-if (!text || !(await ollama.list()).models.length) throw new Error('ollama')
-const provider = createOpenAICompatible({{ name: 'local', baseURL: host + '/v1' }})
-const one = await generateText({{ model: provider(model), prompt: 'Hello', maxOutputTokens: 8 }})
-if (!one.text) throw new Error('generateText')
-text = ''
-for await (const part of streamText({{ model: provider(model), prompt: 'Hello',
-  maxOutputTokens: 8 }}).textStream) text += part
-if (!text) throw new Error('streamText')
-"""
-    (tmp_path / "talk.mjs").write_text(program)
-    subprocess.run(["node", "talk.mjs"], check=True, cwd=tmp_path)
