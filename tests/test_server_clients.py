@@ -299,13 +299,21 @@ def test_errors_are_ollamas(client: ollama.Client, server: Server) -> None:
     assert httpx2.post(f"{server.url}/api/chat").json() == {"error": "missing request body"}
 
 
+def unload(client: ollama.Client) -> None:
+    """Let the model go: one that is loaded with a longer context than asked for would do."""
+    client.generate(MODEL, "", keep_alive=0)
+    wait_until(lambda: not client.ps().models)
+
+
 def test_what_does_not_fit_is_left_out_and_told(client: ollama.Client, server: Server) -> None:
+    unload(client)
     long = [
-        {"role": role, "content": f"{index} " + "word " * 60}
+        {"role": role, "content": f"{index} " + "word " * 8}
         for index in range(12)
         for role in ("user", "assistant")
     ]
-    request = {"model": MODEL, "messages": long + HI, "stream": False, "options": SHORT}
+    request = {"model": MODEL, "messages": long + HI, "stream": False}
+    request["options"] = {**SHORT, "num_ctx": 128}
     answer = httpx2.post(f"{server.url}/api/chat", json=request, timeout=60)
     left_out = answer.json()["truncated"]
     assert left_out["messages"] >= 10
@@ -318,12 +326,11 @@ def test_what_does_not_fit_is_left_out_and_told(client: ollama.Client, server: S
         assert json.loads([*stream.iter_lines()][-1])["truncated"] == left_out
     answer = httpx2.post(f"{server.url}/api/chat", json=request | {"truncate": False}, timeout=60)
     assert answer.status_code == 400
-    assert "the context holds 1024" in answer.json()["error"]
+    assert "the context holds 128" in answer.json()["error"]
 
 
 def test_a_reply_shifts_its_context_when_asked(client: ollama.Client, server: Server) -> None:
-    client.generate(MODEL, "", keep_alive=0)
-    wait_until(lambda: not client.ps().models)  # else the one with more context would do
+    unload(client)
     small = {"ignore_eos": True, "num_ctx": 64, "num_keep": 4}
     chat: dict[str, Any] = {"messages": HI}
     raw: dict[str, Any] = {"prompt": "1, 2, 3,", "raw": True}
@@ -339,9 +346,6 @@ def test_a_reply_shifts_its_context_when_asked(client: ollama.Client, server: Se
         assert shifted["eval_count"] == 100
         assert shifted["truncated"]["messages"] == 0
         assert shifted["truncated"]["tokens"] >= 40
-    request["options"] = {**small, "num_keep": -1}
-    endless = httpx2.post(f"{server.url}/api/generate", json=request, timeout=60).json()
-    assert endless["eval_count"] == 640  # ten contexts
 
 
 # --- openai --------------------------------------------------------------------------------------

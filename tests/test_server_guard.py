@@ -133,10 +133,10 @@ def test_nobody_listens_in_the_network_without_a_key(home: Path) -> None:
     refused = cli.run("serve", "--host", "0.0.0.0:0", env=env)
     assert refused.returncode == 2
     assert "--insecure-no-auth" in refused.stderr
-    with servers.served(home, "--host", "0.0.0.0", "--insecure-no-auth") as running:
+    open_to_all = ("--host", "0.0.0.0", "--insecure-no-auth", "--allow-host", "My.Machine")
+    with servers.served(home, *open_to_all) as running:
         assert status(running) == 200
         assert status(running, host="evil.example") == 403
-    with servers.served(home, "--allow-host", "My.Machine") as running:
         assert status(running, host="my.machine:80") == 200
 
 

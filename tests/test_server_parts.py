@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localllama import errors
-from localllama.engine.api import ToolCall
+from localllama.engine.api import Generate, Sampling, ToolCall
 from localllama.errors import InvalidParameter, LocalLlamaError
+from localllama.server import asking, options, thinking, tools, turns
 from localllama.server import errors as http_errors
-from localllama.server import options, thinking, tools, turns
 from localllama.server.http import require_shallow
 
 CALL = '{"name": "add", "arguments": {"a": 1, "b": "}]\\""}}'
@@ -125,6 +125,19 @@ def test_options_are_ollamas() -> None:
         with pytest.raises(InvalidParameter, match="must be of type"):
             options.options(wrong)
     assert (options.duration("5m"), options.duration(7), options.duration("-1")) == (300, 7, -1)
+
+
+def test_a_reply_that_could_go_on_for_ever_has_an_end() -> None:
+    for asked, limit in ((-1, 640), (10_000, 640), (7, 7)):
+        request = asking.bounded(Generate(Sampling(max_tokens=asked)), 640)
+        assert request.sampling.max_tokens == limit
+
+
+def test_what_is_kept_of_a_prompt() -> None:
+    for given_options, kept in ((None, 0), ({"num_keep": 4}, 4), ({"num_keep": -5}, -1)):
+        assert options.keep_tokens(given_options) == kept
+    with pytest.raises(InvalidParameter, match="num_keep"):
+        options.keep_tokens({"num_keep": "all"})
 
 
 def test_what_is_nested_too_deeply_is_refused() -> None:

@@ -48,7 +48,7 @@ class Ask:
         """Return the events of the reply; nothing of it is kept on the disk."""
         request = msgspec.structs.replace(self.request, snapshot=False)
         if request.shift or self.policy == SHIFT:
-            request = _bounded(request, _SHIFTED_CONTEXTS * lane.engine.ready.context_length)
+            request = bounded(request, _SHIFTED_CONTEXTS * lane.engine.ready.context_length)
         if not request.messages:
             return lane.hold(lane.engine.generate(request))
         first, *rest = request.messages
@@ -182,8 +182,8 @@ class Asker:
         )
 
 
-def _bounded(request: Generate, tokens: int) -> Generate:
-    """Return a request whose reply has an end."""
+def bounded(request: Generate, tokens: int) -> Generate:
+    """Return a request whose reply has at most so many tokens."""
     limit = request.sampling.max_tokens
     limit = tokens if limit < 0 else min(limit, tokens)
     sampling = msgspec.structs.replace(request.sampling, max_tokens=limit)
