@@ -297,6 +297,9 @@ def test_errors_are_ollamas(client: ollama.Client, server: Server) -> None:
         answer = httpx2.request(method, server.url + path, content=body)
         assert answer.status_code == status, (method, path)
     assert httpx2.post(f"{server.url}/api/chat").json() == {"error": "missing request body"}
+    for name, hint in (("nope", "localllama list shows"), ("llama3.2:1b", "pull llama3.2:1b")):
+        missing = httpx2.post(f"{server.url}/api/show", json={"model": name})
+        assert hint in missing.json()["hint"]
 
 
 def unload(client: ollama.Client) -> None:

@@ -53,8 +53,17 @@ class Library:
         name = self.name(text)
         model = self.store.find(name)
         if model is None:
-            raise ModelNotFound(f"model '{text}' not found", f"localllama pull {name} fetches it")
+            raise ModelNotFound(f"model '{text}' not found", self._where(name))
         return model
+
+    def _where(self, name: ModelName) -> str:
+        """Say how to get a model that is not installed."""
+        if name.source is Source.CATALOG:
+            try:
+                catalog.resolve(name, self.catalog)
+            except LocalLlamaError:
+                return "localllama list shows the installed models"
+        return f"localllama pull {name} fetches it"
 
     def header(self, model: Installed) -> ModelInfo:
         """Return what the GGUF header says; raises BadFile."""
