@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from localllama.amounts import size
 from localllama.hardware import Hardware, NvidiaGpu
 
 _NETWORK_DISKS = ("nfs", "cifs", "smb", "9p", "afs", "fuse.sshfs", "webdav", "davfs", "glusterfs")
@@ -111,7 +112,7 @@ def vram_taken(facts: Facts) -> Trouble | None:
     if not busy:
         return None
     listed = ", ".join(
-        f"{process.name} (pid {process.pid}) {process.used_bytes / 1e9:.1f} GB of {gpu.name}"
+        f"{process.name} (pid {process.pid}) {size(process.used_bytes)} of {gpu.name}"
         for gpu, process in busy
     )
     return Trouble(
@@ -153,7 +154,7 @@ def disk_full(facts: Facts) -> Trouble | None:
         return None
     return Trouble(
         "disk_full",
-        f"{facts.disk_free_bytes / 1e9:.1f} GB are free on the disk of {facts.models_folder}",
+        f"{size(facts.disk_free_bytes)} are free on the disk of {facts.models_folder}",
         'localllama prune, localllama rm NAME, or another folder: models = "..." in config.toml',
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from localllama.amounts import size
 from localllama.hardware import Hardware
 from localllama.plan.types import HOST, Plan, Want
 
@@ -25,7 +26,7 @@ def idle_gpu(plan: Plan, hardware: Hardware, want: Want) -> str:
         )
     if not hardware.gpus:
         return ""
-    free = ", ".join(f"{gpu.free_bytes / 1e9:.1f} GB on {gpu.name}" for gpu in hardware.gpus)
+    free = ", ".join(f"{size(gpu.free_bytes)} on {gpu.name}" for gpu in hardware.gpus)
     return f"the GPU stays idle: not one layer fits into what is free there ({free})"
 
 
