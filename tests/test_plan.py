@@ -142,7 +142,7 @@ def test_later_plans_are_corrected_by_what_loads_took(
 def test_an_idle_gpu_is_explained(infos: dict[str, ModelInfo]) -> None:
     info, machine = infos["Llama-2-7B"], hardware.described(16 * GB, (GB // 2,))
     chosen = plan.fit(info, machine, Want())
-    assert "0.5 GB on CUDA0" in plan.idle_gpu(chosen, machine, Want())
+    assert "500 MB on CUDA0" in plan.idle_gpu(chosen, machine, Want())
     assert plan.idle_gpu(chosen, machine, Want(no_gpu=True)) == ""
     cpu_only = replace(hardware.described(16 * GB), unusable_gpu="the NVIDIA GPU")
     assert "localllama doctor" in plan.idle_gpu(chosen, cpu_only, Want())
@@ -253,6 +253,20 @@ def test_what_does_not_fit_names_choices_that_do(infos: dict[str, ModelInfo]) ->
         assert text in raised.value.hint
         assert chosen.fits
         total(machine, chosen)
+
+
+def test_no_force_makes_a_context_that_no_worker_opens(infos: dict[str, ModelInfo]) -> None:
+    info, machine = infos["Llama-3.2-1B"], hardware.described(4 * GB)
+    longest = 32 * info.context_length
+    assert plan.fit(info, machine, Want(context_length=longest, force=True)).context_length
+    with pytest.raises(InvalidParameter, match="must be from 1 to"):
+        plan.fit(info, machine, Want(context_length=longest + 1, force=True))
+
+
+def test_memory_that_the_reserve_takes_is_told(infos: dict[str, ModelInfo]) -> None:
+    machine, want = hardware.described(GB // 5), Want(reserve_bytes=GB // 2)
+    with pytest.raises(DoesNotFit, match="0 B are available beside the reserve of 500 MB"):
+        plan.fit(infos["Llama-3.2-1B"], machine, want)
 
 
 def test_force_plans_it_all_the_same(infos: dict[str, ModelInfo]) -> None:

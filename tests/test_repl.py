@@ -88,7 +88,7 @@ def test_a_conversation(terminal: Terminal) -> None:
     terminal.type('/set parameter stop "abc')
     terminal.expect("close the quote")
     terminal.type("/set parameter num_ctx 2000000000")
-    terminal.expect("GB are available")
+    terminal.expect("the context length must be from 1 to")
     terminal.type("/save kept")
     terminal.expect("saved as kept:latest")
     terminal.type("/clear")

@@ -16,10 +16,7 @@ from localllama.engine.prompter import Prompter
 from localllama.errors import InvalidParameter
 from localllama.native import ggml, measure
 from localllama.native.llama import Library
-from localllama.plan import HOST
-
-# Beyond what any rope scaling is used for; llama.cpp spends minutes and all memory on 2**30.
-_LONGEST_CONTEXT_FACTOR = 32
+from localllama.plan import HOST, require_possible
 
 
 class LoadedModel:
@@ -52,7 +49,7 @@ class LoadedModel:
             mlock=options.mlock,
             repack=options.repack,
         )
-        _require_possible(options.context_length, model.trained_context_length)
+        require_possible(options.context_length, model.trained_context_length)
         self.vocab = model.vocab
         self.divisible = not model.recurrent
         self.windowed = model.windowed
@@ -125,15 +122,6 @@ def _held(log: str) -> tuple[DeviceBytes, ...]:
         )
         for device in (*gpus.values(), HOST)
     )
-
-
-def _require_possible(context_length: int, trained_context_length: int) -> None:
-    longest = _LONGEST_CONTEXT_FACTOR * trained_context_length
-    if not 1 <= context_length <= longest:
-        raise InvalidParameter(
-            f"the context length must be from 1 to {longest} tokens, not {context_length}",
-            f"the model was trained with {trained_context_length}",
-        )
 
 
 def _physical_cores() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from localllama.plan.correct import corrected, options
 from localllama.plan.estimate import memory_bytes
 from localllama.plan.explain import idle_gpu, rows, sentence
-from localllama.plan.fit import alternatives, fit
+from localllama.plan.fit import alternatives, fit, require_possible
 from localllama.plan.formula import KV_TYPES, recurrent
 from localllama.plan.learned import Error, Load, errors, kind_of, loads, ratios, record
 from localllama.plan.types import HOST, MOST, SMALLEST_USEFUL_CONTEXT, Plan, Use, Want
@@ -38,6 +38,7 @@ __all__ = [
     "ratios",
     "record",
     "recurrent",
+    "require_possible",
     "rows",
     "sentence",
     "verdict",

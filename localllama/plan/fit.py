@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+from localllama.amounts import size
 from localllama.errors import DoesNotFit, InvalidParameter
 from localllama.gguf_file import ModelInfo
 from localllama.hardware import Device, Hardware
@@ -26,6 +27,9 @@ _TOKEN_BYTES = 400  # of a vocabulary entry: its texts, scores and merges
 _CONTEXT_STEP = 256
 _BLOCK = 32  # elements of a block of a quantized KV cache
 _KV_SHARE = 4  # by default the KV cache takes at most one part in so many
+# Times the trained length: beyond what any rope scaling is used for; llama.cpp spends minutes and
+# all memory on 2**30.
+_LONGEST_CONTEXT_FACTOR = 32
 _SMALLEST_CONTEXT = 512  # that is worth naming as a choice
 # Plain attention reads batches of 128 tokens as fast as of 512, with a quarter of the scores.
 _PLAIN_BATCH_TOKENS = 128
@@ -39,8 +43,11 @@ def fit(
     """Return how to load the model that ``info`` describes on this machine.
 
     ``corrections`` multiply the compute buffers by kind of device, as loads have taught. Raises
-    DoesNotFit with up to three choices that fit, InvalidParameter for an unknown KV type.
+    DoesNotFit with up to three choices that fit, InvalidParameter for an unknown KV type and for a
+    context that no worker would open.
     """
+    if want.context_length not in (0, MOST):
+        require_possible(want.context_length, info.context_length)
     fitter = _Fitter(info, hardware, want, corrections or {})
     plan = fitter.best()
     if plan is None:
@@ -52,6 +59,16 @@ def fit(
     if want.require_gpu and not plan.gpu_layers:
         raise _no_gpu(fitter.gpus)
     return plan
+
+
+def require_possible(context_length: int, trained_context_length: int) -> None:
+    """Raise InvalidParameter for a context that is empty, or far longer than any model stands."""
+    longest = _LONGEST_CONTEXT_FACTOR * trained_context_length
+    if not 1 <= context_length <= longest:
+        raise InvalidParameter(
+            f"the context length must be from 1 to {longest} tokens, not {context_length}",
+            f"the model was trained with {trained_context_length}",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,9 +361,10 @@ def _does_not_fit(
     needed, available, where = over.total_bytes, over.available_bytes, f"memory on {over.device}"
     if over.device == HOST:
         available, where = available + extra, "memory"
+    beside = f" beside the reserve of {size(want.reserve_bytes)}" if want.reserve_bytes else ""
     return DoesNotFit(
-        f"the model needs {needed / 1e9:.1f} GB of {where} with a context of "
-        f"{failed.context_length} tokens, and {available / 1e9:.1f} GB are available",
+        f"the model needs {size(needed)} of {where} with a context of "
+        f"{failed.context_length} tokens, and {size(available)} are available{beside}",
         f"what fits: {', or '.join(choices)}; --force tries it all the same"
         if choices
         else "close other programs, or take a smaller quantization type or a smaller model; "
