@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -258,7 +258,7 @@ def _hardware(host: Memory, answer: Mapping[str, Any]) -> Hardware:
     return Hardware(
         memory=host,
         devices=tuple(
-            Device(**{key: value for key, value in device.items() if key in known})
+            _device({key: value for key, value in device.items() if key in known}, host)
             for device in answer["devices"]
         ),
         cpu_features=frozenset(answer["cpu_features"]),
@@ -267,6 +267,14 @@ def _hardware(host: Memory, answer: Mapping[str, Any]) -> Hardware:
         unusable_gpu=_unusable_gpu(answer["backends"]),
         problems=tuple(answer["problems"]),
     )
+
+
+def _device(known: Mapping[str, Any], host: Memory) -> Device:
+    """Return a device; of the processor, ggml calls all memory free."""
+    device = Device(**known)
+    if device.kind != "cpu":
+        return device
+    return replace(device, free_bytes=host.available_bytes, total_bytes=host.total_bytes)
 
 
 def _unusable_gpu(backends: Sequence[str], root: Path = Path("/")) -> str:
