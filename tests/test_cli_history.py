@@ -43,7 +43,7 @@ def _filled(history: History, question: str, answer: str) -> int:
 
 def test_chats_are_listed_searched_and_shown(saved: list[int]) -> None:
     assert [chat["id"] for chat in cli.data("history", "list")["chats"]] == saved[::-1]
-    table = cli.run("history", "list").stdout
+    table = cli.run("history").stdout
     assert "Name a colour" in table.splitlines()[1]
     found = cli.run("history", "search", "LIGHT", "where")
     assert found.returncode == 0

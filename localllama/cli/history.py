@@ -31,13 +31,16 @@ Examples:
 """
 
 
-@click.group("history", epilog=_EXAMPLES)
-def history_command() -> None:
+@click.group("history", epilog=_EXAMPLES, invoke_without_command=True)
+@click.pass_context
+def history_command(context: click.Context) -> None:
     """List, show, search, export, import and delete saved chats.
 
     They lie in chats.db in the data folder, readable by you alone. `run --continue` goes on with
-    the latest one; `run --no-history` saves nothing.
+    the latest one; `run --no-history` saves nothing. Without a command they are listed.
     """
+    if context.invoked_subcommand is None:
+        context.invoke(list_command)
 
 
 @history_command.command("list")
