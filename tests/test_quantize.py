@@ -166,6 +166,9 @@ def test_overrides(tiny: Path, tmp_path: Path) -> None:
 def test_names_of_types() -> None:
     assert types.parse("q4_k").name == "Q4_K_M"
     assert types.parse(" Q8_0 ").number == 7
+    with pytest.raises(InvalidParameter) as raised:
+        types.parse("Q4_X")
+    assert raised.value.hint == "there are Q4_0, Q4_1, Q4_K_S, Q4_K_M"
     with pytest.raises(InvalidParameter, match="NVFP4"):
         types.parse("NVFP4")
 

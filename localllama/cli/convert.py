@@ -193,4 +193,5 @@ def _estimate(
         for item in found
     ]
     output.table(("TYPE", "SIZE", "BITS PER WEIGHT", "TIME", "NOTE"), rows)
-    output.say(f"{output.size(free)} are free; times are for {threads} threads, measured here")
+    on = f"{threads} threads" if threads > 1 else "1 thread"
+    output.say(f"{output.size(free)} are free; times are for {on}, measured here")

@@ -29,22 +29,23 @@ _HELP = """\
 Commands:
   /set parameter NAME VALUE   a sampling parameter, or num_ctx
   /set system TEXT            the system prompt
-  /set history | nohistory    keep this chat and what is typed here on the disk, or do not
+  /set history | nohistory    keep this chat on the disk, or do not
   /set wordwrap | nowordwrap  break lines between words
-  /set format json | FILE     make replies valid JSON, or follow the JSON Schema in a file
+  /set format json | FILE     replies in JSON, or as a file's JSON Schema says
   /set noformat               leave their form to the model again
   /set verbose | quiet        show the timings of each reply
   /set think | nothink        ask a thinking model to think, or not to
   /show [info|license|modelfile|parameters|system|template]
   /load MODEL                 another model, a new conversation
-  /save NAME                  keep model, parameters, system prompt and messages under a name
+  /save NAME                  keep model, settings and messages under a name
   /clear                      begin a new conversation
   /history [WORDS]            the saved chats, or those with these words
   /open NUMBER                go on with a saved chat
   /list                       the installed models
   /bye                        leave (also Ctrl-D)
 
-  \"\"\" begins and ends a message of several lines. Ctrl-C stops a reply; once more leaves.
+  \"\"\" begins and ends a message of several lines.
+  Ctrl-C stops a reply; once more leaves.
 """
 _SWITCHES = (
     *("parameter", "system", "history", "nohistory", "wordwrap", "nowordwrap"),

@@ -25,7 +25,7 @@ def open_path(path: Path, eps: float | None = None) -> tuple[Model, Origin]:
     UsageProblem, BadFile and its like.
     """
     if not path.exists():
-        raise ModelNotFound(f"there is no {path}", "check the path")
+        raise ModelNotFound(f"there is no file or folder {path}", "check the path")
     if path.is_file() and ggml.is_legacy(path):
         return ggml.open_legacy(path, eps=eps), Origin((Input(path.name, path),))
     if eps is not None:

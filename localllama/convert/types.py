@@ -106,8 +106,9 @@ def parse(text: str) -> Quant:
     for quant in offered():
         if quant.name == wanted:
             return quant
-    names = ", ".join(quant.name for quant in (*offered(), COPY))
-    raise InvalidParameter(f"{text!r} is not a quantization type", f"there are {names}")
+    names = [quant.name for quant in (*offered(), COPY)]
+    near = [name for name in names if name[:2] == wanted[:2]] or names
+    raise InvalidParameter(f"{text!r} is not a quantization type", f"there are {', '.join(near)}")
 
 
 def parse_override(text: str) -> Override:
