@@ -62,10 +62,10 @@ def test_a_file_runs_where_it_is(home: Path, smollm2: Path) -> None:
     assert not (home / "models").exists()
 
 
-def test_a_context_that_memory_cannot_hold_is_refused(model: str) -> None:
-    result = cli.run("run", model, "hi", "--ctx", "2000000000")
+def test_what_memory_cannot_hold_is_refused(model: str) -> None:
+    result = cli.run("run", model, "hi", env={"LOCALLLAMA_RESERVE": "100000GB"})
     assert result.returncode == 6, result.stderr
-    assert "GB" in result.stderr
+    assert "0 B are available beside the reserve of 100 TB" in result.stderr
 
 
 def test_a_conversation(terminal: Terminal) -> None:
