@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from localllama import names, paths, plan, pull
-from localllama.cli.ps import processor
 from localllama.config import Config
 from localllama.engine.api import Sampling, Text
 from localllama.engine.client import Engine
@@ -69,7 +68,7 @@ def test_the_reply_is_the_same_wherever_layers_are(
                 assert len(on_gpus) == servers
                 assert all(0 < taken <= want.gpu_memory_bytes[0] for taken in on_gpus)
             (running,) = (r for r in runner.running() if r.record.id == engine.record.id)
-            assert words[part] in processor(running)
+            assert words[part] in running.processor
             runner.stop(engine.record)
 
 
