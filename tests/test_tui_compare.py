@@ -20,7 +20,7 @@ def use(
     """Run the app, go to the comparison and do something there."""
 
     async def go() -> None:
-        async with running(home, engine, models=("smol", "big"), size=(80, 24)) as screen:
+        async with running(home, engine, models=("smol", "big"), size=(120, 24)) as screen:
             await screen.shows("smol Q4_1")
             await screen.press("f5")
             await screen.shows("Ask both")
@@ -52,7 +52,7 @@ def test_two_sets_of_parameters_of_one_model(home: Path) -> None:
         await screen.shows("temperature must be a number")
         await screen.press("ctrl+y")
         await screen.type("temp=0.5 top_k=3")
-        await screen.shows("smol · Q4_1 · temperature 0.5, top_k 3")
+        await screen.shows("smol · Q4_1 · temperature 0.5", "top_k 3")
 
     use(home, ScriptedEngine(100), flow)
 
