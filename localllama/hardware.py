@@ -155,6 +155,11 @@ def probe(
     return _hardware(memory(), answer)
 
 
+def without_gpus(remembered: Path) -> bool:
+    """Whether probe() once found that there are none to put layers on; asks nobody."""
+    return not rpc_servers_of(os.environ) and _Remembered(remembered).read() is not None
+
+
 def described(ram_bytes: int, vram_bytes: Sequence[int] = (), *, unified: bool = False) -> Hardware:
     """Return a machine with so much free memory: CUDA cards, or with ``unified`` Apple's memory.
 

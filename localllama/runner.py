@@ -246,24 +246,25 @@ class Runner:
         """A digest of the files and of all that was asked for but what workers may differ in."""
         options = msgspec.structs.replace(self._options(model, want), keep_alive_seconds=0)
         kv_type = want.kv_type or self.config.run.kv_type
-        placement = (want.gpu_layers, want.gpu_memory_bytes, kv_type, want.no_gpu)
+        placement = (want.gpu_layers, want.gpu_memory_bytes, want.no_gpu)
+        if hardware.without_gpus(self.paths.devices_file):
+            placement = (-1, (), False)  # whatever was asked for, it goes to the CPU
         files = [_version(path) for path in options.paths]
         servers = hardware.rpc_servers_of(os.environ)
-        asked = msgspec.json.encode((options, placement, files, servers))
+        asked = msgspec.json.encode((options, placement, kv_type, files, servers))
         return hashlib.sha256(asked).hexdigest()
 
     # starting
 
     def _start(self, model: Installed, want: Want) -> Engine:
-        key = self._key(model, want)
-        self._stop_smaller(key)
+        self._stop_smaller(self._key(model, want))
         options = self._options(model, want)
         asked = self._asked(model, want)
         info = gguf_file.read_split_info(options.paths)
         wish = planned(replace(want, context_length=asked), info, self.config)
         machine, chosen = self._fit(model.name, info, wish)
         label = Label(
-            key=key,
+            key=self._key(model, want),  # now that the machine is known
             name=model.name,
             digest=model.digest,
             architecture=info.architecture,

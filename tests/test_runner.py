@@ -59,6 +59,9 @@ def test_a_second_run_finds_the_model_loaded(runner: Runner) -> None:
     assert first["timings"]["load_seconds"] > 0
     assert second["timings"]["load_seconds"] == 0
     assert second["usage"]["cached_tokens"] == second["usage"]["prompt_tokens"] - 1
+    if hardware.without_gpus(runner.paths.devices_file):  # then these wishes change nothing
+        third = cli.data(*ASK, *KEEP, "--no-gpu")
+        assert third["timings"]["load_seconds"] == 0
     (loaded,) = cli.data("ps")["models"]
     assert loaded["name"] == "smol:latest"
     assert (loaded["context_length"], loaded["clients"], loaded["running"]) == (512, 0, 0)
