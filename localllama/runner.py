@@ -25,7 +25,7 @@ from localllama.engine.api import DeviceBytes, LoadOptions, SnapshotOptions
 from localllama.engine.client import Engine
 from localllama.engine.protocol import Status
 from localllama.engine.registry import Label, Record, Registry
-from localllama.errors import DoesNotFit, StoreError, WorkerDied
+from localllama.errors import BadFile, DoesNotFit, StoreError, WorkerDied
 from localllama.files import storing
 from localllama.gguf_file import ModelInfo
 from localllama.hardware import Hardware
@@ -184,9 +184,15 @@ class Runner:
         self.registry.stop(record, f"{record.label.name} was unloaded by localllama stop")
 
     def release(self, model: Installed) -> None:
-        """Let the workers that hold a model end as soon as nobody uses them."""
+        """Let the workers that hold a model end as soon as nobody uses them.
+
+        One that was started for another name of the same weights holds it, too.
+        """
+        key = ""
+        with suppress(BadFile, StoreError):  # a damaged model must be removable
+            key = self._key(model, Want())
         for record in self.registry.records():
-            if record.label.digest == model.digest:
+            if record.label.digest == model.digest or record.label.key == key:
                 engine = Engine.join(record, self.registry, 0)
                 if engine is not None:
                     engine.close()

@@ -79,6 +79,12 @@ def claude(server: Server) -> Iterator[anthropic.Anthropic]:
         yield client
 
 
+def unload(client: ollama.Client) -> None:
+    """Let the model go: one that is loaded with a longer context than asked for would do."""
+    client.generate(MODEL, "", keep_alive=0)
+    wait_until(lambda: not client.ps().models)
+
+
 # --- ollama --------------------------------------------------------------------------------------
 
 
@@ -200,6 +206,7 @@ def test_a_model_is_made_of_another(client: ollama.Client) -> None:
     assert client.create("pirate", from_="pirate", system="Be brief.").status == "success"
     assert "Be brief." in (client.show("pirate").modelfile or "")
     client.delete("pirate")
+    unload(client)  # whatever name its weights were loaded for
 
 
 def test_a_model_is_made_of_an_upload(client: ollama.Client, tiny: Path) -> None:
@@ -300,12 +307,6 @@ def test_errors_are_ollamas(client: ollama.Client, server: Server) -> None:
     for name, hint in (("nope", "localllama list shows"), ("llama3.2:1b", "pull llama3.2:1b")):
         missing = httpx2.post(f"{server.url}/api/show", json={"model": name})
         assert hint in missing.json()["hint"]
-
-
-def unload(client: ollama.Client) -> None:
-    """Let the model go: one that is loaded with a longer context than asked for would do."""
-    client.generate(MODEL, "", keep_alive=0)
-    wait_until(lambda: not client.ps().models)
 
 
 def test_what_does_not_fit_is_left_out_and_told(client: ollama.Client, server: Server) -> None:
