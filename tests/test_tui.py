@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from localllama import paths
 from localllama.chat.history import History
 from localllama.chat.records import StoredMessage
 from localllama.errors import DoesNotFit
@@ -375,5 +376,16 @@ def test_nothing_is_installed_at_the_first_start(home: Path, engine: ScriptedEng
         await screen.type("hello")
         await screen.shows("no model is chosen")
         assert screen.app.screen.query_one(Composer).text == "hello"
+
+    use(home, engine, flow, models=())
+
+
+def test_a_mistake_in_the_users_catalog_is_told(home: Path, engine: ScriptedEngine) -> None:
+    file = paths.locate(home).user_catalog
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("[nonsense")
+
+    async def flow(screen: Screen) -> None:
+        await screen.shows("A new conversation", file.name)
 
     use(home, engine, flow, models=())

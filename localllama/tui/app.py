@@ -81,7 +81,7 @@ class LocalLlamaApp(App[None]):
         if (model := self._first_model()) is not None:
             self.load(model)
         else:
-            self.call_after_refresh(self._welcome)
+            self._welcome()
 
     def _first_model(self) -> Installed | None:
         """The model of the latest chat, else the configured one, else the latest installed."""
@@ -94,8 +94,9 @@ class LocalLlamaApp(App[None]):
     def _welcome(self) -> None:
         from localllama.tui.screens.welcome import Welcome
 
-        known = catalog.load(user=self.store.paths.user_catalog)
-        self.push_screen(Welcome(self.store, known, self.config.network), self._welcomed)
+        with self.telling():  # a catalog of the user's own may have mistakes
+            known = catalog.load(user=self.store.paths.user_catalog)
+            self.push_screen(Welcome(self.store, known, self.config.network), self._welcomed)
 
     def _welcomed(self, model: Installed | None) -> None:
         if model is not None:
