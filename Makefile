@@ -9,7 +9,7 @@ MODEL ?= smollm2:135m
 SETUP = $(PYTHON) scripts/setup.py $(if $(BACKEND),--backend $(BACKEND))
 BIN = .venv/bin
 
-.PHONY: setup dev run test check bench bench-tui bench-convert accept clean
+.PHONY: setup dev run test check bench bench-tui bench-convert screenshots accept clean
 
 setup:
 	@$(SETUP) --no-dev
@@ -41,6 +41,10 @@ bench-convert: dev
 
 bench-tui: dev
 	$(BIN)/python scripts/bench_tui.py $(ARGS)
+
+# Also the words that tests/test_tui_snapshots.py looks for.
+screenshots: dev
+	PYTHONPATH=. $(BIN)/python scripts/screenshots.py
 
 accept: dev
 	$(BIN)/python -m pytest -m accept --timeout 3600 -rP $(ARGS)

@@ -99,7 +99,7 @@ class HardwareScreen(Screen[None]):
             except LocalLlamaError as error:
                 self.post_message(Examined(f"{error.message}. {error.hint}"))
             else:
-                self.post_message(Examined("\n".join(_report(found))))
+                self.post_message(Examined("\n".join(report(found))))
 
         threading.Thread(target=look, daemon=True).start()
 
@@ -140,7 +140,8 @@ def _cells(running: Running) -> list[str]:
     ]
 
 
-def _report(facts: Facts) -> list[str]:
+def report(facts: Facts) -> list[str]:
+    """Return what doctor found, line by line."""
     machine = facts.hardware
     devices = [
         (d.name, d.kind, d.backend, size(d.free_bytes), size(d.total_bytes), d.description)
