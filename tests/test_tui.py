@@ -304,6 +304,31 @@ def test_another_model_is_chosen(home: Path, engine: ScriptedEngine) -> None:
     use(home, engine, flow, models=("smol", "big"))
 
 
+def test_a_chat_is_opened_with_its_own_model(home: Path, engine: ScriptedEngine) -> None:
+    async def flow(screen: Screen) -> None:
+        runner = screen.app.runner
+        assert isinstance(runner, ScriptedRunner)
+        await screen.shows("smol Q4_1")
+        await screen.type("first")
+        await screen.shows("word2")
+        await screen.type("/set parameter num_ctx 77")
+        await screen.press("ctrl+n")
+        await screen.type("/load big")
+        await screen.shows("big Q4_1")
+        await screen.type("second")
+        await screen.shows("word2")
+        await screen.hides("replying")
+        first = screen.app.history.chats()[1].id
+        await screen.app.screen.open(first)  # type: ignore[attr-defined]
+        await screen.shows("first", "smol Q4_1")
+        await screen.until(lambda: runner.opened[-1] == ("smol:latest", 77))
+
+    use(home, engine, flow, models=("smol", "big"))
+    with saved(home) as history:
+        kept = [(chat.model, chat.context_length) for chat in history.chats()]
+    assert kept == [("big:latest", 0), ("smol:latest", 77)]
+
+
 def test_commands_and_their_mistakes(home: Path, engine: ScriptedEngine) -> None:
     async def flow(screen: Screen) -> None:
         await screen.type("/set parameter temperature hot")

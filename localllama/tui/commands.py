@@ -68,6 +68,7 @@ class Commands:
             if not value.isdecimal() or int(value) < 1 or screen.app.models.installed is None:
                 raise InvalidParameter(f"num_ctx must be a number of tokens, not {value!r}")
             screen.app.load(screen.app.models.installed, int(value))
+            screen.keep_model()
             return
         parameter = sampling.lookup(name)
         conversation = screen.conversation

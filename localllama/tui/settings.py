@@ -151,6 +151,7 @@ class Settings:
             want = replace(want, kv_type=text)
         if (loaded := self._app.models.installed) is not None:
             self._app.models.choose(loaded, want)
+            self._chat.keep_model()
 
     def _systems(self) -> list[tuple[str, str]]:
         conversation = self._chat.conversation

@@ -14,7 +14,7 @@ from textual.screen import Screen
 from textual.widgets import Footer, Input, Static
 
 from localllama.chat.conversation import Conversation
-from localllama.chat.records import Attachment, StoredMessage, versions
+from localllama.chat.records import Attachment, Chat, StoredMessage, versions
 from localllama.errors import InvalidParameter, LocalLlamaError, WorkerDied
 from localllama.tui import attach
 from localllama.tui.chats import ChatActions
@@ -104,6 +104,7 @@ class ChatScreen(Screen[None]):
             self.conversation = Conversation(self.app.history, self.app.history.chat(chat))
             if message and all(shown.id != message for shown in self.conversation.branch):
                 self.conversation.show(message)
+            self._load_model(self.conversation.chat)
         self._editing = None
         self.query_one(Composer).remove_class("editing")
         await self._show()
@@ -112,6 +113,24 @@ class ChatScreen(Screen[None]):
             self._go_to(message)
         else:
             self.query_one(Composer).focus()
+
+    def _load_model(self, chat: Chat) -> None:
+        """Load what the chat was with, if it is there and no other reply would break off."""
+        models = self.app.models
+        present = models.installed.name if models.installed else ""
+        if self._replies or (present, models.want.context_length) == _model_of(chat):
+            return
+        found = (model for model in self.app.store.models() if model.name == chat.model)
+        if (model := next(found, None)) is not None:
+            self.app.load(model, chat.context_length)
+
+    def keep_model(self) -> None:
+        """Remember with the chat which model replies, and with what context length."""
+        models, conversation = self.app.models, self.conversation
+        if conversation is not None and models.installed is not None:
+            now = models.installed.name, models.want.context_length
+            if now != _model_of(conversation.chat):
+                conversation.change(model=now[0], context_length=now[1])
 
     async def _show(self) -> None:
         """Show all of the present chat."""
@@ -176,6 +195,7 @@ class ChatScreen(Screen[None]):
             model=installed.name,
             system=installed.system if self.system is None else self.system,
             parameters=self.settings,
+            context_length=app.models.want.context_length,
         )
         self.conversation = Conversation(app.history, chat)
         for preset in installed.messages:
@@ -187,6 +207,7 @@ class ChatScreen(Screen[None]):
         models = self.app.models
         if models.error is not None:
             models.again()
+        self.keep_model()
         reply = Reply(
             conversation,
             self.app.sampling(conversation.chat.parameters),
@@ -451,3 +472,7 @@ class ChatScreen(Screen[None]):
         conversation = self.conversation
         reply = self._replies.get(conversation.chat.id) if conversation else None
         self.query_one(StatusLine).state = self.app.status(conversation, reply)
+
+
+def _model_of(chat: Chat) -> tuple[str, int]:
+    return chat.model, chat.context_length
