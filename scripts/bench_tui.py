@@ -2,7 +2,8 @@
 
     python scripts/bench_tui.py --model smollm2:135m
 
-The model must be installed. What is drawn goes to a real pseudo-terminal.
+``--only-ratio --rounds 1 --tokens 150`` is the short run. The model must be installed. What is
+drawn goes to a real pseudo-terminal.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,7 +40,7 @@ from localllama.tui.widgets.status import StatusLine
 _ROUNDS = 3
 _TOKENS = 300
 _PROMPT = "Write a long story about the sea, with headings and lists."
-_SETTINGS = f"[parameters]\nmax_tokens = {_TOKENS}\nignore_eos = true\nseed = 1\n"
+_SETTINGS = "[parameters]\nmax_tokens = {}\nignore_eos = true\nseed = 1\n"
 _BODY = (
     "Some **bold** text and `code` that is long enough to go over more than one line. " * 3
     + "\n\n- one\n- two\n\n```python\nfor i in range(3):\n    print(i)\n```\n"
@@ -58,6 +60,19 @@ class _Terminal:
         os.close(theirs)
         threading.Thread(target=self._read, daemon=True).start()
 
+    def __enter__(self) -> _Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+    def leave(self) -> None:
+        """Press Ctrl+Q and wait until the app has ended."""
+        self.type("\x11")
+        self.process.wait()
+
     def _read(self) -> None:
         try:
             while data := os.read(self._ours, 65536):
@@ -68,6 +83,8 @@ class _Terminal:
     def wait_for(self, pattern: bytes) -> None:
         """Wait until the pattern was shown."""
         while not re.search(pattern, self.shown):
+            if self.process.poll() is not None:
+                raise SystemExit("the app has ended")
             sleep(0.002)
 
     def type(self, text: str) -> None:
@@ -78,13 +95,12 @@ class _Terminal:
 def start_seconds(env: dict[str, str]) -> float:
     """Return how long the app takes from its start to a composer that shows what is typed."""
     begun = monotonic()
-    terminal = _Terminal(env)
-    terminal.wait_for(b"Write a message")
-    terminal.type("z")
-    terminal.wait_for(rb"Write a message(?s:.)*z")
-    seconds = monotonic() - begun
-    terminal.type("\x11")
-    terminal.process.wait()
+    with _Terminal(env) as terminal:
+        terminal.wait_for(b"Write a message")
+        terminal.type("z")
+        terminal.wait_for(rb"Write a message(?s:.)*z")
+        seconds = monotonic() - begun
+        terminal.leave()
     return seconds
 
 
@@ -100,16 +116,29 @@ def decode_rate_headless(model: str, env: dict[str, str]) -> float:
 
 def decode_rate_in_app(env: dict[str, str], file: Path) -> float:
     """Return the tokens per second of a reply that the app draws."""
-    terminal = _Terminal(env)
-    terminal.wait_for(b"Write a message")
-    terminal.type(_PROMPT + "\r")
-    terminal.wait_for(b"cut at")
-    terminal.type("\x11")
-    terminal.process.wait()
+    with _Terminal(env) as terminal:
+        terminal.wait_for(b"Write a message")
+        terminal.type(_PROMPT + "\r")
+        terminal.wait_for(b"cut at")
+        terminal.leave()
     with History(file) as history:
         done = history.branch(history.chats()[0].id)[-1].done
     assert done is not None
     return done.usage.completion_tokens / done.timings.decode_seconds
+
+
+def decode_rates(model: str, env: dict[str, str], home: Path, rounds: int) -> dict[str, float]:
+    """Return both rates and the median of their rounds' ratios."""
+    decode_rate_headless(model, env)  # loads the model, which stays
+    headless, drawn = [], []
+    for _ in range(rounds):
+        headless.append(decode_rate_headless(model, env))
+        drawn.append(decode_rate_in_app(env, home / "chats.db"))
+    return {
+        "headless_tokens_per_second": median(headless),
+        "app_tokens_per_second": median(drawn),
+        "ratio": median(a / b for a, b in zip(drawn, headless, strict=True)),
+    }
 
 
 async def in_app(model: str, home: Path) -> dict[str, float]:
@@ -168,11 +197,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2:135m")
     parser.add_argument("--home", type=Path, default=paths.locate().data)
+    parser.add_argument("--rounds", type=int, default=_ROUNDS)
+    parser.add_argument("--tokens", type=int, default=_TOKENS)
+    parser.add_argument("--only-ratio", action="store_true", help="of decoding in and without it")
     options = parser.parse_args(argv)
+    # As with Ctrl-C, what was started is ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         (home / "models").symlink_to(options.home / "models")
-        (home / "config.toml").write_text(_SETTINGS)
+        (home / "config.toml").write_text(_SETTINGS.format(options.tokens))
         env = {
             **os.environ,
             "LOCALLLAMA_HOME": folder,
@@ -180,19 +214,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             "TERM": "xterm",
         }
         env["LOCALLLAMA_MODEL"] = options.model
-        decode_rate_headless(options.model, env)  # loads the model, which stays
-        headless, drawn = [], []
-        for _ in range(_ROUNDS):
-            headless.append(decode_rate_headless(options.model, env))
-            drawn.append(decode_rate_in_app(env, home / "chats.db"))
-        figures = {
-            "headless_tokens_per_second": median(headless),
-            "app_tokens_per_second": median(drawn),
-            "ratio": median(a / b for a, b in zip(drawn, headless, strict=True)),
-            "start_seconds": median(start_seconds(env) for _ in range(_ROUNDS)),
-        }
-        os.environ.update(env)
-        figures |= asyncio.run(in_app(options.model, home))
+        try:
+            figures = decode_rates(options.model, env, home, options.rounds)
+            if not options.only_ratio:
+                figures["start_seconds"] = median(start_seconds(env) for _ in range(options.rounds))
+                os.environ.update(env)
+                figures |= asyncio.run(in_app(options.model, home))
+        finally:
+            subprocess.run([*_COMMAND, "stop", options.model], env=env, capture_output=True)
     sys.stdout.write(
         json.dumps({key: round(value, 4) for key, value in figures.items()}, indent=1) + "\n"
     )
