@@ -6,6 +6,7 @@ import os
 import random
 import sqlite3
 from pathlib import Path
+from time import sleep
 
 import pytest
 
@@ -20,14 +21,15 @@ KILLS = 20
 
 def test_every_kill_leaves_the_messages_and_the_reply(home: Path, smollm2: Path) -> None:
     assert cli.run("pull", str(smollm2), "--as", "smol").returncode == 0
-    (home / "config.toml").write_text("[run]\nthreads = 1\n[parameters]\ntemperature = 0\n")
+    settings = "[run]\nthreads = 1\n[parameters]\nignore_eos = true\nmax_tokens = 4000\n"
+    (home / "config.toml").write_text(settings)
     moments = random.Random(1)
     for kill in range(1, KILLS + 1):
         with Terminal([*cli.COMMAND], dict(os.environ)) as terminal:
             terminal.expect("Write a message")
             terminal.press(f"Question {kill}: count to a hundred, one number after another.\r")
-            for _ in range(moments.randrange(1, 12)):
-                terminal.expect(r"replying|\d+, \d+")  # leaving the terminal kills
+            terminal.expect("replying")
+            sleep(moments.uniform(0, 2))  # leaving the terminal kills
         with sqlite3.connect(home / "chats.db") as db:
             assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         db.close()
