@@ -34,9 +34,9 @@ class ScriptedRunner(Runner):
         self.no_room_for = ""
         self.forgotten: list[str] = []
 
-    def open(
+    def open(  # type: ignore[override]  # the seam is tui.models.Opener
         self, model: Installed, want: Want, *, on_progress: Callable[[float], None] | None = None
-    ) -> ScriptedEngine:  # type: ignore[override]  # the seam is tui.models.Opener
+    ) -> ScriptedEngine:
         """Return the engine, or fail."""
         self.opened.append((model.name, want.context_length))
         if on_progress is not None:
