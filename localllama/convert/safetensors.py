@@ -25,15 +25,12 @@ class _Entry(msgspec.Struct, frozen=True):
 
 def is_here(source: Source) -> bool:
     """Whether the source has weights in this format."""
-    return _INDEX in source.sizes or any(map(_is_part, source.sizes))
+    return sharded.is_here(source, _INDEX, _is_part)
 
 
 def read(source: Source) -> list[Stored]:
     """Return every tensor, in the order of the files; raises BadFile."""
-    if _INDEX in source.sizes:
-        return sharded.read(source, _INDEX, read_file)
-    files = sorted(filter(_is_part, source.sizes))
-    return [tensor for name in files for tensor in read_file(source, name)]
+    return sharded.read(source, _INDEX, _is_part, read_file)
 
 
 def read_file(source: Source, name: str) -> Iterator[Stored]:

@@ -1,4 +1,4 @@
-"""Repositories of several weight files with an index that says which tensor is in which."""
+"""Repositories of one weight file or several, with an index that says which tensor is in which."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from localllama.convert.source import Source, bad, read_json
 from localllama.convert.weights import Stored
 
 ReadFile = Callable[[Source, str], Iterable[Stored]]
+IsPart = Callable[[str], bool]
 
 _MOST_FILES = 1_024
 
@@ -18,7 +19,20 @@ class _Index(msgspec.Struct, frozen=True):
     weight_map: dict[str, str]
 
 
-def read(source: Source, index: str, read_file: ReadFile) -> list[Stored]:
+def is_here(source: Source, index: str, is_part: IsPart) -> bool:
+    """Whether the source has an index of this name, or files that are parts."""
+    return index in source.sizes or any(map(is_part, source.sizes))
+
+
+def read(source: Source, index: str, is_part: IsPart, read_file: ReadFile) -> list[Stored]:
+    """Return every tensor, in the order of the files; raises what ``read_file`` does."""
+    if index in source.sizes:
+        return _indexed(source, index, read_file)
+    files = sorted(filter(is_part, source.sizes))
+    return [tensor for name in files for tensor in read_file(source, name)]
+
+
+def _indexed(source: Source, index: str, read_file: ReadFile) -> list[Stored]:
     """Return the tensors of every file of the index, all that it promises and no others."""
     found: list[Stored] = []
     for file, promised in _files(source, index).items():
