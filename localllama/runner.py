@@ -253,8 +253,10 @@ class Runner:
         options = msgspec.structs.replace(self._options(model, want), keep_alive_seconds=0)
         kv_type = want.kv_type or self.config.run.kv_type
         placement = (want.gpu_layers, want.gpu_memory_bytes, want.no_gpu)
-        if hardware.without_gpus(self.paths.devices_file):
-            placement = (-1, (), False)  # whatever was asked for, it goes to the CPU
+        nothing = (-1, (), False)
+        # Whatever was asked for, without GPUs it goes to the CPU; who asked nothing need not look.
+        if placement != nothing and hardware.without_gpus(self.paths.devices_file):
+            placement = nothing
         files = [_version(path) for path in options.paths]
         servers = hardware.rpc_servers_of(os.environ)
         asked = msgspec.json.encode((options, placement, kv_type, files, servers))
