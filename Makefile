@@ -22,8 +22,9 @@ run: setup
 	@if [ -t 0 ]; then $(BIN)/localllama run --yes $(MODEL) $(ARGS); \
 	else $(BIN)/localllama run --yes $(MODEL) "Say hello in one sentence." $(ARGS) </dev/null; fi
 
+# Most tests keep one core busy.
 test: dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: dev
 	$(BIN)/ruff check

