@@ -179,8 +179,8 @@ def test_a_long_prompt_does_not_stop_a_running_reply(desk: Desk) -> None:
     mine = [i for i, (who, _) in enumerate(desk.log) if who is reading]
     between = desk.log[mine[0] : mine[-1]]
     spoken = sum(who is speaking for who, output in between if isinstance(output, bytes))
-    # A step takes 5 plain ones at most: as much as 4 of about 1.4 tokens each, on any CPU.
-    assert spoken >= total / 40
+    # A step takes 12 plain ones at most, and a token of a prompt a tenth of one, on any CPU.
+    assert spoken >= total / 110
     reports = [output.done for output in reading.outputs if isinstance(output, Prefill)]
     assert reports == sorted(set(reports))
     assert reports[-1] == total
@@ -335,18 +335,23 @@ def test_guessing_stops_where_a_step_costs_as_much_as_its_tokens() -> None:
 # --- pace ----------------------------------------------------------------------------------------
 
 
-def test_pace_keeps_a_step_below_five_plain_ones() -> None:
+@pytest.mark.parametrize(
+    ("plain", "longest"),
+    [(0.100, 0.500), (0.012, 0.130), (0.001, 0.012)],
+    ids=["five plain ones", "unnoticed", "twelve plain ones"],
+)
+def test_pace_keeps_steps_short(plain: float, longest: float) -> None:
     pace = Pace()
     assert pace.tokens(running=1) == 0  # a plain step must be measured first
-    pace.record(1, 0, 0.010)
+    pace.record(1, 0, plain)
+    each = 0.7 * plain
     for _ in range(50):
         read = pace.tokens(1)
-        pace.record(1, read, 0.010 + 0.007 * read)
-    assert read == 5
-    assert 0.010 + 0.007 * pace.tokens(1) < 0.050
+        pace.record(1, read, plain + each * read)
+    assert longest - 2 * each < plain + each * read <= longest
     assert pace.tokens(running=2) == 0
     pace.record(1, 0, 1.0)  # a hiccup
-    assert pace.tokens(1) == read
+    assert read - 1 <= pace.tokens(1) <= read + 1
 
 
 # --- cache ---------------------------------------------------------------------------------------
