@@ -17,14 +17,15 @@ from pathlib import Path
 
 import msgspec
 
-from localllama import gguf_file, hardware, plan
+from localllama import gguf_file, hardware, names, plan
 from localllama.amounts import duration
 from localllama.config import Config
-from localllama.engine import sampling, snapshots
+from localllama.engine import remote, sampling, snapshots
 from localllama.engine.api import DeviceBytes, LoadOptions, SnapshotOptions
 from localllama.engine.client import Engine
 from localllama.engine.protocol import Status
 from localllama.engine.registry import Label, Record, Registry
+from localllama.engine.remote import RemoteEngine
 from localllama.errors import BadFile, DoesNotFit, StoreError, WorkerDied
 from localllama.files import storing
 from localllama.gguf_file import ModelInfo
@@ -154,6 +155,17 @@ class Runner:
             except WorkerDied:
                 if not engine.joined or attempt == _ATTEMPTS:
                     raise
+
+    def reach(
+        self, model: Installed, want: Want, *, on_progress: Callable[[float], None] | None = None
+    ) -> Engine | RemoteEngine:
+        """Return what chats as ``model``: a worker as from open(), or its endpoint.
+
+        For an endpoint, ``want`` means nothing. Raises also Offline, NetworkError, ModelNotFound.
+        """
+        if model.remote:
+            return remote.open(model, names.parse(model.name), self.config)
+        return self.open(model, want, on_progress=on_progress)
 
     def running(self) -> list[Running]:
         """Return the live workers of this user, the latest started first."""

@@ -150,7 +150,7 @@ class Session:
             for event, needed in self._fitting(sampling, think):
                 dropped = len(self._left_out - before)
                 if dropped and not told:
-                    yield Truncated(dropped, max(0, needed - _prompt_tokens(event)))
+                    yield Truncated(dropped, self._left_out_tokens(event, needed))
                 told = True
                 yield event
         finally:
@@ -183,6 +183,14 @@ class Session:
                 if reserve <= 1:
                     raise
                 reserve = 1  # a long message with a short reply is better than none
+
+    def _left_out_tokens(self, first: Event, needed: int) -> int:
+        """How much a prompt of ``needed`` tokens has lost; by its text where nobody says."""
+        if isinstance(first, Prefill | Done):
+            now = first.total if isinstance(first, Prefill) else first.usage.prompt_tokens
+            return max(0, needed - now)
+        sizes = [len(message.content) for message in self.messages]
+        return needed * sum(sizes[index] for index in self._left_out) // max(1, sum(sizes))
 
     def _further(self) -> Further:
         further = Further(conversation=self.conversation, snapshot=self.snapshot)
@@ -237,10 +245,3 @@ class Session:
                 if left <= goal:
                     break
         return dropped
-
-
-def _prompt_tokens(event: Event) -> int:
-    """What the first event of a reply says of the prompt."""
-    if isinstance(event, Prefill):
-        return event.total
-    return event.usage.prompt_tokens if isinstance(event, Done) else 0

@@ -134,7 +134,35 @@ class Web:
                 f"{host} leads to an address that cannot be used: {error}"
             ) from error
         except httpx2.TransportError as error:
-            raise self._lost(error, host) from error
+            raise self._lost(error, host, self._timeout_seconds) from error
+
+    @contextmanager
+    def ask(
+        self, method: str, url: str, token: str = "", body: bytes = b"", *, patience_seconds: float
+    ) -> Iterator[httpx2.Response]:
+        """Yield the streamed answer of any status, redirects too, to a request made once.
+
+        ``body`` is JSON. The other side may be silent for ``patience_seconds`` while it works.
+        Raises NetworkError, inside the block too.
+        """
+        host = urlsplit(url).netloc
+        try:
+            address = httpx2.URL(url)
+            request = self._client.build_request(
+                method,
+                address,
+                content=body,
+                headers={"Content-Type": "application/json", **self._authorization(address, token)},
+                extensions={"trace": self._trace},
+                timeout=httpx2.Timeout(self._timeout_seconds, read=patience_seconds),
+            )
+            with closing(self._client.send(request, stream=True)) as response:
+                yield response
+        except httpx2.InvalidURL as error:
+            raise ServerFailed(f"{host} is an address that cannot be used: {error}") from error
+        except httpx2.TransportError as error:
+            lost = self._lost(error, host, patience_seconds)
+            raise (lost.error if isinstance(lost, Retry) else lost) from error
 
     def _follow(self, url: str, token: str, headers: dict[str, str]) -> httpx2.Response:
         address = home = httpx2.URL(url)
@@ -175,7 +203,9 @@ class Web:
             if aborted:
                 _break(opened)
 
-    def _lost(self, error: httpx2.TransportError, host: str) -> Exception:
+    def _lost(
+        self, error: httpx2.TransportError, host: str, patience_seconds: float
+    ) -> NetworkError | Retry:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
             cause = cause.__cause__ or cause.__context__
@@ -189,7 +219,7 @@ class Web:
         elif isinstance(error, httpx2.ConnectTimeout):
             reason = f"{host} does not answer"
         elif isinstance(error, httpx2.TimeoutException):
-            reason = f"{host} sent nothing for {self._timeout_seconds:g} seconds"
+            reason = f"{host} sent nothing for {patience_seconds:g} seconds"
         elif isinstance(error, httpx2.ConnectError):
             reason = f"cannot reach {host} ({error})"
         else:

@@ -151,6 +151,11 @@ class Engine:
         return cls(sock, registry, record, None) if sock else None
 
     @property
+    def label(self) -> Label:
+        """What the worker holds."""
+        return self.record.label
+
+    @property
     def pid(self) -> int:
         """The worker's process id."""
         return self.record.pid

@@ -34,7 +34,7 @@ _CLOCK_SECONDS = 2.0  # Linux counts from a boot time that moves when the clock 
 
 
 class Label(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker holds, for people and for comparing.
+    """What a worker holds, for people and for comparing; or which ``endpoint`` stands for one.
 
     ``key`` is equal for workers that can stand in for each other, except for the context length.
     ``asked_context`` 0 = the program chose the length, -1 = the longest that fits. ``mapped_bytes``
@@ -52,6 +52,7 @@ class Label(msgspec.Struct, frozen=True, kw_only=True):
     gpu_layers: int = 0
     explanation: str = ""  # where it runs and with what context, in a sentence
     idle_gpu: str = ""  # why a GPU computes nothing of it
+    endpoint: str = ""
 
     @property
     def size_bytes(self) -> int:

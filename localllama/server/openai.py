@@ -148,7 +148,10 @@ class OpenAI:
     async def models(self) -> wire.ModelList:
         """List the installed models."""
         found = await self._models.run(self._asker.library.store.models)
-        return wire.ModelList(object="list", data=[_card(model, model.name) for model in found])
+        records = await self._models.run(self._models.runner.registry.records)
+        contexts = {record.label.digest: record.context_length for record in records}
+        cards = [_card(model, model.name, contexts.get(model.digest, 0)) for model in found]
+        return wire.ModelList(object="list", data=cards)
 
     async def model(self, name: str) -> wire.ModelCard:
         """Tell of one model."""
@@ -268,6 +271,7 @@ def _logprobs(found: Sequence[TokenLogprob]) -> wire.Logprobs | None:
     )
 
 
-def _card(model: Installed, name: str) -> wire.ModelCard:
+def _card(model: Installed, name: str, context_length: int = 0) -> wire.ModelCard:
     created = int(datetime.fromisoformat(model.modified_at).timestamp())
-    return wire.ModelCard(id=name, object="model", created=created, owned_by="library")
+    meta = wire.Meta(n_ctx=context_length) if context_length else UNSET
+    return wire.ModelCard(id=name, object="model", created=created, owned_by="library", meta=meta)

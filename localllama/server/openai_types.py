@@ -259,11 +259,18 @@ class Embeddings(Out, kw_only=True):
     truncated: LeftOut | None = None
 
 
+class Meta(Out, kw_only=True):
+    """What llama-server tells of a loaded model, and clients look for."""
+
+    n_ctx: int
+
+
 class ModelCard(Out, kw_only=True):
     id: str
     object: str
     created: int
     owned_by: str
+    meta: Meta | UnsetType = UNSET
 
 
 class ModelList(Out, kw_only=True):
