@@ -76,7 +76,7 @@ def test_names_come_and_go(home: Path) -> None:
     assert shell.run("rm", "m0", "COPY").returncode == 0
     assert shell.data("verify")["models"] == [{"name": "copy:v2", "ok": True}]
     assert shell.run("rm", "copy:v2").returncode == 0
-    assert shell.data("list") == {"models": []}
+    assert shell.data("list")["models"] == []
     assert not list(paths.locate().blobs.iterdir())
 
 

@@ -12,7 +12,7 @@ import click
 
 from localllama import config as settings
 from localllama import paths
-from localllama.errors import ModelNotFound
+from localllama.errors import ModelNotFound, UsageProblem
 from localllama.store import Installed, Store
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ class App:
         from localllama import names
 
         name = self.name(text)
+        if name.source is names.Source.ENDPOINT:
+            raise UsageProblem(
+                f"{name} is not on this machine", "run, show and the app know such models"
+            )
         try:
             return self.store.get(name)
         except ModelNotFound as error:
@@ -102,9 +106,11 @@ def complete_known(
         from click.shell_completion import CompletionItem
 
         return [CompletionItem(incomplete, type="file")]
+    from localllama import endpoints
+
     app = App.start()
-    found = {model.name for model in app.store.models()} | set(app.catalog.names())
-    return _complete(sorted(found), incomplete)
+    models = [*app.store.models(), *endpoints.models(app.config)]
+    return _complete(sorted({m.name for m in models} | set(app.catalog.names())), incomplete)
 
 
 def _complete(names: list[str], incomplete: str) -> list[CompletionItem]:

@@ -67,11 +67,13 @@ def bench_command(
     afterwards, unless something else uses it.
     """
     from localllama.cli import run
+    from localllama.engine.client import Engine
 
     app = App.start()
     installed = app.installed(model)
     want = replace(want, threads=threads or 0, keep_alive_seconds=0)
     with run.opened(app, installed, want) as engine:
+        assert isinstance(engine, Engine)  # installed models are no endpoint's
         if engine.joined:
             output.say("The model was loaded already: what uses it besides slows this down.")
         figures = measure(engine, installed.name, prompt_tokens, tokens, rounds)

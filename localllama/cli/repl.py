@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from localllama import names
+from localllama import endpoints, names
 from localllama.chat.conversation import Conversation, LoadedModel
 from localllama.chat.history import History
 from localllama.chat.records import Chat, StoredMessage, first_words, spoken
@@ -21,6 +21,7 @@ from localllama.cli.editor import Editor
 from localllama.engine import sampling
 from localllama.engine.api import Message
 from localllama.engine.client import Engine
+from localllama.engine.remote import RemoteEngine
 from localllama.errors import InvalidParameter, LocalLlamaError, WorkerDied
 from localllama.runner import Want, parameter_layers
 from localllama.store import Installed
@@ -85,7 +86,7 @@ class Repl:
         self._chat: Conversation | None = None  # before the first message there is none to save
         self._system = ""
         self._model: Installed
-        self._engine: Engine
+        self._engine: Engine | RemoteEngine
 
     def talk(self, model: Installed, system: str | None, chat: Chat | None = None) -> int:
         """Converse until the user leaves; returns the exit code."""
@@ -200,7 +201,7 @@ class Repl:
         return True
 
     def _completions(self) -> dict[str, Any]:
-        models = dict.fromkeys(model.name for model in self._app.store.models())
+        models = dict.fromkeys(model.name for model in self._models())
         parameters = dict.fromkeys([p.name for p in sampling.PARAMETERS] + ["num_ctx"])
         return {
             "/set": {**dict.fromkeys(_SWITCHES), "parameter": parameters, "format": {"json"}},
@@ -247,6 +248,8 @@ class Repl:
             output.say(f"/set parameter NAME VALUE, where NAME is num_ctx or one of\n{known}")
             return
         if name == "num_ctx":
+            if self._model.remote:
+                raise InvalidParameter(f"{self._model.name} is not local: its server decides that")
             if not value.isdecimal() or int(value) < 1:
                 raise InvalidParameter(f"num_ctx must be a number of tokens, not {value!r}")
             self._switch(self._model, replace(self._want, context_length=int(value)))
@@ -278,6 +281,10 @@ class Repl:
         if not text:
             raise InvalidParameter("under which name?", "/save NAME")
         name = names.own(text)
+        if self._model.remote:
+            raise InvalidParameter(
+                f"{self._model.name} is not local: only local models can be saved"
+            )
         if not self._model.weights[0].sha256:
             raise InvalidParameter(
                 "a file outside the store cannot be saved under a name",
@@ -337,8 +344,12 @@ class Repl:
         self._enter(chat)
 
     def _list(self, _: str) -> None:
-        for model in self._app.store.models():
-            output.result(f"{model.name:<40}  {output.size(model.size_bytes)}")
+        for model in self._models():
+            size = model.variant if model.remote else output.size(model.size_bytes)
+            output.result(f"{model.name:<40}  {size}")
+
+    def _models(self) -> list[Installed]:
+        return [*self._app.store.models(), *endpoints.models(self._app.config)]
 
 
 def _reminder(message: StoredMessage) -> str:

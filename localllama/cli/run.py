@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from localllama import names
-from localllama.chat.session import POLICIES, Session
+from localllama.chat.session import POLICIES, Model, Session
 from localllama.cli import output, reply, show
 from localllama.cli.app import App, complete_known, json_option, offline_option, yes_option
 from localllama.cli.placement import placement_options
@@ -21,7 +21,8 @@ from localllama.config import parse_duration
 from localllama.engine import grammar, sampling, schema
 from localllama.engine.api import Message, Sampling
 from localllama.engine.client import Engine
-from localllama.errors import ChatNotFound, InvalidParameter, LocalLlamaError
+from localllama.engine.remote import RemoteEngine
+from localllama.errors import ChatNotFound, InvalidParameter, LocalLlamaError, ModelNotFound
 from localllama.runner import Runner, Want, parameter_layers
 from localllama.store import Installed
 
@@ -111,12 +112,15 @@ def run_command(
         )
     installed = _locate(app, model or (chat and chat.model) or app.config.run.model, yes=yes)
     want = replace(
-        want,
-        context_length=want.context_length or (chat.context_length if chat else 0),
-        threads=threads or 0,
-        template=_template(template),
-        keep_alive_seconds=seconds,
+        want, threads=threads or 0, template=_template(template), keep_alive_seconds=seconds
     )
+    if installed.remote and want != Want():
+        raise InvalidParameter(
+            f"{installed.name} is not local: how it is loaded is decided there",
+            "leave out --ctx, --threads, --keep-alive, --template and what is about GPUs",
+        )
+    if chat is not None and not want.context_length:
+        want = replace(want, context_length=chat.context_length)
     if text is None:
         from localllama.cli.repl import Repl
 
@@ -194,7 +198,7 @@ def _facts(answer: reply.Reply, model: Installed) -> dict[str, Any]:
     }
 
 
-def begin(engine: Engine, model: Installed, system: str | None, policy: str) -> Session:
+def begin(engine: Model, model: Installed, system: str | None, policy: str) -> Session:
     """Return a conversation that begins as the model says; ``system`` replaces its prompt."""
     return Session(
         engine,
@@ -257,9 +261,9 @@ def _seconds(keep_alive: str) -> float:
 
 
 def _locate(app: App, text: str, *, yes: bool) -> Installed:
-    """Return the installed model, or pull it after asking."""
+    """Return the installed model or that of an endpoint, or pull it after asking."""
     name = names.parse(text)
-    if name.source is names.Source.LOCAL:
+    if name.source in (names.Source.LOCAL, names.Source.ENDPOINT):
         return show.find(app, text)
     full = app.name(text)
     if (model := app.store.find(full)) is not None:
@@ -267,7 +271,12 @@ def _locate(app: App, text: str, *, yes: bool) -> Installed:
     if full.source is names.Source.CATALOG:
         from localllama import catalog
 
-        catalog.resolve(name, app.catalog)  # a name that nobody knows is an error, not a question
+        try:  # a name that nobody knows is an error, not a question
+            catalog.resolve(name, app.catalog)
+        except ModelNotFound as error:
+            if name.repo.partition("/")[0] in app.config.endpoints:
+                error.hint = f"the endpoint's is @{name}"
+            raise
     if not output.confirm(f"{full} is not installed. Pull it?", yes=yes):
         app.installed(str(full))  # raises, with the hint
     from localllama.cli.pull import fetch
@@ -276,10 +285,13 @@ def _locate(app: App, text: str, *, yes: bool) -> Installed:
 
 
 @contextmanager
-def opened(app: App, model: Installed, want: Want, *, tell: bool = False) -> Iterator[Engine]:
+def opened(
+    app: App, model: Installed, want: Want, *, tell: bool = False
+) -> Iterator[Engine | RemoteEngine]:
     """Open a model, showing how far it is on a terminal, and leave its worker afterwards.
 
-    ``tell``: say where it runs. That a GPU stays idle which nobody excluded is always said.
+    ``tell``: say where it runs. That it is not here, or that a GPU stays idle which nobody
+    excluded, is always said.
     """
     shows = sys.stderr.isatty()
 
@@ -289,14 +301,14 @@ def opened(app: App, model: Installed, want: Want, *, tell: bool = False) -> Ite
             sys.stderr.flush()
 
     try:
-        engine = Runner(app.store, app.config, app.paths).open(model, want, on_progress=loading)
+        engine = Runner(app.store, app.config, app.paths).reach(model, want, on_progress=loading)
     finally:
         if shows:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
     with engine:
-        label = engine.record.label
-        if tell:
+        label = engine.label
+        if tell or label.endpoint:
             output.say(label.explanation)
         if label.idle_gpu:
             output.say(f"note: {label.idle_gpu}")

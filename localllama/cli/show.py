@@ -53,18 +53,25 @@ def show_command(model: str, parts: tuple[str, ...], verbose: bool, as_json: boo
         output.as_json(_facts(app, found, verbose=verbose))
     else:
         output.result(output.printable(describe(app, found, "info")))
-        if verbose:
+        if verbose and not found.remote:
             for line in _everything(app, found):
                 output.result(output.printable(line))
 
 
 def find(app: App, text: str) -> Installed:
-    """Return the installed model called ``text``, or the GGUF file at that path as a model."""
+    """Return the installed model called ``text``, or the GGUF file at that path as a model.
+
+    An endpoint is asked for its models where the name leaves them open.
+    """
     name = names.parse(text)
     if name.source is names.Source.LOCAL:
         from localllama import pull
 
         return pull.describe(name)
+    if name.source is names.Source.ENDPOINT:
+        from localllama.engine import remote
+
+        return remote.find(name, app.config)
     return app.installed(text)
 
 
@@ -75,8 +82,10 @@ def describe(
 
     ``chat`` are parameters of a conversation that come before the model's.
     """
+    if model.remote and part in ("license", "modelfile", "template"):
+        raise UsageProblem(f"{model.name} is not local: only its server knows its {part}")
     if part == "info":
-        return "\n".join(_info(app, model))
+        return "\n".join(_remote_info(model) if model.remote else _info(app, model))
     if part == "license":
         return model_card.licence(app.store, model)
     if part == "modelfile":
@@ -90,6 +99,10 @@ def describe(
     raise UsageProblem(
         f"there is no {part!r} to show", "info, license, modelfile, parameters, system or template"
     )
+
+
+def _remote_info(model: Installed) -> Iterator[str]:
+    yield from _section("Model", [("runs at", model.source), ("kept here", "nothing of it")])
 
 
 def _info(app: App, model: Installed) -> Iterator[str]:
@@ -175,7 +188,7 @@ def _facts(app: App, model: Installed, *, verbose: bool) -> dict[str, Any]:
             for f in model.files
         ],
     }
-    if verbose:
+    if verbose and not model.remote:
         facts["metadata"] = model_card.header(app.store, model).metadata
     return facts
 
