@@ -16,7 +16,7 @@ from textual.message import Message
 from textual.screen import ModalScreen, Screen
 from textual.theme import Theme
 
-from localllama import catalog, config_file
+from localllama import catalog, config_file, endpoints, names
 from localllama.chat.conversation import Conversation
 from localllama.chat.history import History
 from localllama.config import Config
@@ -24,17 +24,19 @@ from localllama.config import load as load_config
 from localllama.engine import sampling
 from localllama.engine.api import Sampling
 from localllama.engine.registry import Label
-from localllama.errors import LocalLlamaError
+from localllama.errors import InvalidName, LocalLlamaError, ModelNotFound
 from localllama.plan import HOST
 from localllama.runner import Want, parameter_layers
 from localllama.store import Installed, Store
+from localllama.tui.elsewhere import Elsewhere
 from localllama.tui.fits import Fits
-from localllama.tui.messages import FitsKnown, ModelChanged, PullChanged
+from localllama.tui.messages import ElsewhereKnown, FitsKnown, ModelChanged, PullChanged
 from localllama.tui.models import Models, Opener
 from localllama.tui.pulls import Pull, Pulls, State
 from localllama.tui.replies import Reply
 from localllama.tui.screens import OTHER_SCREENS
 from localllama.tui.screens.chat import ChatScreen
+from localllama.tui.widgets.status import UNKNOWN
 from localllama.tui.widgets.status import State as Status
 
 _GOOD_BYE_SECONDS = 2.0
@@ -69,6 +71,7 @@ class LocalLlamaApp(App[None]):
         self.models = Models(runner, self._model_changed)
         self.pulls = Pulls(store, config.network, self._pull_changed)
         self.fits = Fits(runner, config.run.reserve_bytes, self._fits_known)
+        self.elsewhere = Elsewhere(config, self._elsewhere_known)
 
     async def on_mount(self) -> None:
         """Show the chat, and load a model behind it."""
@@ -78,18 +81,31 @@ class LocalLlamaApp(App[None]):
             self.theme = self.config.tui.theme
         self.theme_changed_signal.subscribe(self, self._keep_theme)
         self.push_screen("chat")
+        self.elsewhere.look()
         if (model := self._first_model()) is not None:
             self.load(model)
-        else:
+        elif not self.config.endpoints:
             self._welcome()
 
     def _first_model(self) -> Installed | None:
         """The model of the latest chat, else the configured one, else the latest installed."""
-        installed = {model.name: model for model in self.store.models()}
         latest = [chat.model for chat in self.history.chats()[:1]]
-        configured = [name for name in installed if name == self.config.run.model]
-        wanted = [*latest, *configured, *installed]
-        return next((installed[name] for name in wanted if name in installed), None)
+        others = [model.name for model in self.known_models()]
+        wanted = [*latest, self.config.run.model, *others]
+        return next(filter(None, map(self.known_model, wanted)), None)
+
+    def known_models(self) -> list[Installed]:
+        """Return the installed models, then those of endpoints."""
+        return [*self.store.models(), *self.elsewhere.models]
+
+    def known_model(self, name: str) -> Installed | None:
+        """Return the installed model of that full name, or one that its endpoint may have."""
+        if name.startswith("@"):
+            try:
+                return endpoints.find(names.parse(name), self.config)
+            except (InvalidName, ModelNotFound):
+                return None
+        return next((model for model in self.store.models() if model.name == name), None)
 
     def _welcome(self) -> None:
         from localllama.tui.screens.welcome import Welcome
@@ -112,12 +128,12 @@ class LocalLlamaApp(App[None]):
         """Ask which of the installed models to load."""
         from localllama.tui.screens.dialogs import Choose
 
-        models = {model.name: model for model in self.store.models()}
+        models = {model.name: model for model in self.known_models()}
         if not models:
             self._welcome()
             return
         present = self.models.installed
-        options = [(name, f"{name}  {_quantization(model)}") for name, model in models.items()]
+        options = [(name, f"{name}  {model.variant}") for name, model in models.items()]
 
         def chosen(name: str | None) -> None:
             if name is not None:
@@ -133,6 +149,9 @@ class LocalLlamaApp(App[None]):
         self._tell_screens(partial(PullChanged, pull))
         if self.is_running:
             self.post_message(PullChanged(pull))
+
+    def _elsewhere_known(self) -> None:
+        self._tell_screens(ElsewhereKnown)
 
     def _fits_known(self) -> None:
         self._tell_screens(FitsKnown)
@@ -186,10 +205,10 @@ class LocalLlamaApp(App[None]):
         )
         state = Status(
             model=installed.name.removesuffix(":latest") if installed else "",
-            quantization=_quantization(installed) if installed else "",
-            place=_place(engine.record.label) if engine else "",
+            quantization=installed.variant if installed else "",
+            place=_place(engine.label) if engine else "",
             activity=self._activity(reply),
-            context_length=engine.ready.context_length if engine else 0,
+            context_length=(engine.ready.context_length or UNKNOWN) if engine else 0,
             pinned=sum(message.pinned for message in branch),
         )
         if done is None:
@@ -291,12 +310,10 @@ class LocalLlamaApp(App[None]):
 
 
 def _place(label: Label) -> str:
-    """Where a model runs: ``24/33 layers on CUDA0``, ``CPU``."""
+    """Where a model runs: ``24/33 layers on CUDA0``, ``CPU``, ``at desktop``."""
+    if label.endpoint:
+        return f"at {label.endpoint}"
     if not label.gpu_layers:
         return "CPU"
     devices = " + ".join(held.device for held in label.devices if held.device != HOST)
     return f"{label.gpu_layers}/{label.layers} layers on {devices}"
-
-
-def _quantization(model: Installed) -> str:
-    return str(model.info.get("quantization", ""))

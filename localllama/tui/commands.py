@@ -65,9 +65,12 @@ class Commands:
     def _parameter(self, name: str, value: str) -> None:
         screen, value = self._screen, value.strip()
         if name == "num_ctx":
-            if not value.isdecimal() or int(value) < 1 or screen.app.models.installed is None:
+            loaded = screen.app.models.installed
+            if not value.isdecimal() or int(value) < 1 or loaded is None:
                 raise InvalidParameter(f"num_ctx must be a number of tokens, not {value!r}")
-            screen.app.load(screen.app.models.installed, int(value))
+            if loaded.remote:
+                raise InvalidParameter(f"{loaded.name} is not local: its server decides that")
+            screen.app.load(loaded, int(value))
             screen.keep_model()
             return
         parameter = sampling.lookup(name)
@@ -80,10 +83,9 @@ class Commands:
 
     async def _load(self, text: str) -> None:
         app = self._screen.app
-        found = {model.name: model for model in app.store.models()}
         for name in (text, f"{text}:latest"):
-            if name in found:
-                app.load(found[name])
+            if (found := app.known_model(name)) is not None:
+                app.load(found)
                 return
         raise InvalidParameter(
             f"the model {text!r} is not installed", "Ctrl+O shows those that are"

@@ -28,8 +28,7 @@ class Contestant:
         """Both in words."""
         own = ", ".join(f"{name} {value}" for name, value in self.parameters.items())
         name = self.model.name.removesuffix(":latest")
-        quant = str(self.model.info.get("quantization", ""))
-        return " · ".join(part for part in (name, quant, own) if part)
+        return " · ".join(part for part in (name, self.model.variant, own) if part)
 
 
 class Side:
@@ -85,14 +84,14 @@ class Side:
     def _open(self, other: Side | None) -> Loaded:
         model = self._contestant.model
         try:
-            return self._opener.open(model, Want())
+            return self._opener.reach(model, Want())
         except DoesNotFit:
             if other is None or other._thread is None:
                 raise
             self.state = "waits for the other one: both do not fit into memory"
             self._changed(self)
             other._thread.join()
-            return self._opener.open(model, Want())
+            return self._opener.reach(model, Want())
 
     def _reply(self, engine: Loaded, prompt: str) -> None:
         model, own = self._contestant.model, self._contestant.parameters

@@ -25,6 +25,8 @@ _PLAN_HEAD = ("DEVICE", "LAYERS", "WEIGHTS", "KV CACHE", "COMPUTE", "PROCESS", "
 
 def describe(row: Row, store: Store, config: Config, opener: Opener, fits: Fits) -> str:
     """Return everything that is known of a model."""
+    if row.installed is not None and row.remote:
+        return "\n".join(_remote(row.installed))
     if row.installed is not None:
         return "\n".join(_installed(row.installed, store, config, opener, fits.machine))
     if row.entry is not None:
@@ -99,6 +101,13 @@ def _installed(
     if text := model_card.licence(store, model):
         yield from _title("Licence")
         yield text
+
+
+def _remote(model: Installed) -> Iterator[str]:
+    yield model.name
+    yield "not local: what is written to it leaves this machine"
+    yield ""
+    yield from _aligned([("address", model.source)])
 
 
 def _placement(model: Installed, opener: Opener, machine: Hardware) -> Iterator[str]:

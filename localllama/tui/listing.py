@@ -19,7 +19,10 @@ COLUMNS = ("NAME", "STATE", "SIZE", "TYPE", "FITS", "CONTEXT", "LICENCE")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model; exactly one of ``installed``, ``entry`` and ``found`` is what it was made of."""
+    """One model; exactly one of ``installed``, ``entry`` and ``found`` is what it was made of.
+
+    One at an endpoint counts as installed.
+    """
 
     name: str
     size_bytes: int
@@ -38,7 +41,14 @@ class Row:
 
     @property
     def _kind(self) -> str:
+        if self.remote:
+            return "endpoint"
         return "installed" if self.installed else "catalog" if self.entry else "hub"
+
+    @property
+    def remote(self) -> bool:
+        """Whether an endpoint has it."""
+        return self.installed is not None and self.installed.remote
 
     def cells(self, state: str, fits: str) -> list[str]:
         """Return the texts of COLUMNS."""
@@ -79,7 +89,7 @@ def _of_installed(model: Installed) -> Row:
     return Row(
         model.name,
         model.size_bytes,
-        str(model.info.get("quantization", "")),
+        model.variant,
         int(model.info.get("context_length") or 0),
         str(model.licence.get("name", "")),
         installed=model,

@@ -59,6 +59,10 @@ class FitsKnown(Message):
     """It is known which models fit."""
 
 
+class ElsewhereKnown(Message):
+    """It is known which models the endpoints have, or why not."""
+
+
 class DetailsFound(Message):
     """What there is to tell of a model."""
 

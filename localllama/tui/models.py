@@ -10,7 +10,7 @@ from typing import Protocol
 from localllama.chat.conversation import LoadedModel
 from localllama.chat.session import Model
 from localllama.config import Config
-from localllama.engine.registry import Record
+from localllama.engine.registry import Label, Record
 from localllama.errors import EngineError, LocalLlamaError
 from localllama.gguf_file import ModelInfo
 from localllama.hardware import Hardware
@@ -23,8 +23,8 @@ class Loaded(Model, Protocol):
     """An engine that can be left, and says where its model is."""
 
     @property
-    def record(self) -> Record:
-        """The worker."""
+    def label(self) -> Label:
+        """What it holds, or stands for."""
         ...
 
     def close(self) -> None:
@@ -42,10 +42,10 @@ class Opener(Protocol):
         """Asks what the machine has at this moment."""
         ...
 
-    def open(
+    def reach(
         self, model: Installed, want: Want, *, on_progress: Callable[[float], None] | None = None
     ) -> Loaded:
-        """Return ``model`` loaded; raises what loading raises."""
+        """Return ``model`` loaded, or its endpoint; raises what that raises."""
         ...
 
     def forget(self, conversation: str) -> None:
@@ -156,7 +156,7 @@ class Models:
         try:
             if before is not None:
                 before.close()  # first: two models may not fit
-            opened = self._opener.open(installed, want, on_progress=progress)
+            opened = self._opener.reach(installed, want, on_progress=progress)
         except (LocalLlamaError, _Leaving) as error:
             if isinstance(error, LocalLlamaError) and turn == self._turn:
                 self.error = error

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from localllama.engine import sampling
+from localllama.engine import remote, sampling
 from localllama.errors import InvalidParameter
 from localllama.plan import KV_TYPES
 from localllama.runner import parameter_layers
@@ -25,6 +25,8 @@ _HELP = {
     KV_TYPE: "How the context is kept: q8_0 takes half the memory of f16.",
     THEME: "Colours of this app, light or dark.",
 }
+
+_NOT_APPLICABLE = "not applicable"  # to a model on another machine
 
 
 class Scope(StrEnum):
@@ -72,13 +74,15 @@ class Settings:
         resolved = sampling.resolve(layers)
         rows = [
             self._plain(SYSTEM, self._systems(), "none"),
-            self._plain(CONTEXT, self._contexts(), "chosen by the program"),
-            self._plain(KV_TYPE, self._kv_types(), "chosen by the program"),
+            self._loading(CONTEXT, self._contexts()),
+            self._loading(KV_TYPE, self._kv_types()),
             self._plain(THEME, [("config.toml", self._app.config.tui.theme)], self._app.theme),
         ]
         for parameter in sampling.PARAMETERS:
             said = [(label, _said(parameter, values)) for label, values in layers]
             value = shown(getattr(resolved.sampling, parameter.name))
+            if self._elsewhere and parameter.name not in remote.SENT:
+                value = _NOT_APPLICABLE
             origin = resolved.origins[parameter.name]
             about = f"{parameter.help} Accepted: {parameter.range}."
             rows.append(Setting(parameter.name, value, origin, about, tuple(said)))
@@ -133,6 +137,8 @@ class Settings:
         if name == KV_TYPE and text and text not in KV_TYPES:
             raise InvalidParameter(f"there is no KV type {text!r}", f"known: {', '.join(KV_TYPES)}")
         want = self._app.models.want
+        if self._elsewhere and scope is not Scope.EVERYWHERE:
+            raise InvalidParameter("the model is not local: its server decides that")
         if scope is Scope.EVERYWHERE:
             if name == CONTEXT:
                 length = int(text) if text else None
@@ -149,7 +155,7 @@ class Settings:
             want = replace(want, context_length=int(text) if text else 0)
         else:
             want = replace(want, kv_type=text)
-        if (loaded := self._app.models.installed) is not None:
+        if (loaded := self._app.models.installed) is not None and not loaded.remote:
             self._app.models.choose(loaded, want)
             self._chat.keep_model()
 
@@ -168,6 +174,15 @@ class Settings:
         run = self._app.config.run
         return [("chat", self._app.models.want.kv_type), ("config.toml", run.kv_type)]
 
+    @property
+    def _elsewhere(self) -> bool:
+        return self.model is not None and self.model.remote
+
+    def _loading(self, name: str, layers: list[tuple[str, str]]) -> Setting:
+        if self._elsewhere:
+            return Setting(name, _NOT_APPLICABLE, sampling.DEFAULT, _HELP[name], ())
+        return self._plain(name, layers, "chosen by the program")
+
     def _plain(self, name: str, layers: list[tuple[str, str]], default: str) -> Setting:
         first = next(((label, value) for label, value in layers if value), None)
         origin, value = first or (sampling.DEFAULT, default)
@@ -184,6 +199,10 @@ class Settings:
         return self.model
 
     def _save(self, changed: Installed) -> None:
+        if changed.remote:
+            raise InvalidParameter(
+                "only local models keep settings of their own", "Tab changes for what they are"
+            )
         self.model = self._app.store.save(replace(changed, saved=True))
         loaded = self._app.models.installed
         if loaded is not None and loaded.name == self.model.name:

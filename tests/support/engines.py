@@ -99,6 +99,10 @@ class ScriptedEngine:
         self._cancelled = False
 
     @property
+    def label(self) -> Label:
+        return self.record.label
+
+    @property
     def words(self) -> int:
         """How many texts a reply has; set, they are word0, word1 and so on."""
         return len(self.texts)

@@ -120,8 +120,7 @@ class ChatScreen(Screen[None]):
         present = models.installed.name if models.installed else ""
         if self._replies or (present, models.want.context_length) == _model_of(chat):
             return
-        found = (model for model in self.app.store.models() if model.name == chat.model)
-        if (model := next(found, None)) is not None:
+        if (model := self.app.known_model(chat.model)) is not None:
             self.app.load(model, chat.context_length)
 
     def keep_model(self) -> None:
@@ -274,7 +273,7 @@ class ChatScreen(Screen[None]):
             self.app.models.again()
         if view is not None:
             last = reply.conversation.branch[-1]
-            if reply.begun:
+            if reply.begun or reply.goes_on:
                 view.place = place_of(last, self._versions(chat))
                 view.show(last)
             else:

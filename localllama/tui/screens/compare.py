@@ -58,7 +58,7 @@ class CompareScreen(Screen[None]):
 
     def on_screen_resume(self) -> None:
         """Begin with the chat's model and the one installed latest beside it."""
-        models = self.app.store.models()
+        models = self.app.known_models()
         if not self._contestants and models:
             first = self.app.models.installed or models[0]
             second = next((model for model in models if model.name != first.name), first)
@@ -114,7 +114,7 @@ class CompareScreen(Screen[None]):
 
     def action_model(self, number: int) -> None:
         """Choose the model of a side."""
-        models = {model.name: model for model in self.app.store.models()}
+        models = {model.name: model for model in self.app.known_models()}
         if not self._contestants:
             return
 

@@ -23,6 +23,7 @@ from localllama.tui import details
 from localllama.tui.listing import COLUMNS, Row, ordered, rows
 from localllama.tui.messages import (
     DetailsFound,
+    ElsewhereKnown,
     FitsKnown,
     HubSearched,
     ModelChanged,
@@ -35,7 +36,6 @@ from localllama.tui.text import printable
 
 if TYPE_CHECKING:
     from localllama.sources.huggingface import Found
-    from localllama.store import Installed
     from localllama.tui.app import LocalLlamaApp
 
 _WIDE = 130  # columns, from which the details stand beside the table
@@ -106,12 +106,13 @@ class ModelsScreen(Screen[None]):
 
     def _read(self) -> None:
         """List what is there, and begin to find out what fits."""
-        models = self.app.store.models()
-        self.app.fits.look(models)
-        self._list(models)
+        self.app.fits.look(self.app.store.models())
+        self.app.elsewhere.look()
+        self._list()
 
-    def _list(self, models: list[Installed]) -> None:
-        self._rows = rows(models, self._known or catalog.Catalog({}), self._found)
+    def _list(self) -> None:
+        known = self._known or catalog.Catalog({})
+        self._rows = rows(self.app.known_models(), known, self._found)
         self._show()
 
     def _show(self) -> None:
@@ -136,7 +137,9 @@ class ModelsScreen(Screen[None]):
             return "on the hub" if row.found else ""
         if self.app.models.installed and self.app.models.installed.name == row.name:
             return "in the chat"
-        return "default" if self._is_default(row) else "installed"
+        if self._is_default(row):
+            return "default"
+        return "endpoint" if row.remote else "installed"
 
     def _is_default(self, row: Row) -> bool:
         default = self.app.config.run.model
@@ -148,6 +151,7 @@ class ModelsScreen(Screen[None]):
         lines = [pull.line for pull in moving[:3]]
         failed = [pull for pull in self.app.pulls.by_name.values() if pull.error is not None]
         lines += [f"{p.name}: {p.error.message}. {p.error.hint}" for p in failed if p.error]
+        lines += [f"{error.message}. {error.hint}" for error in self.app.elsewhere.errors]
         self.query_one("#models-note", Static).update(printable("\n".join([*lines, text])).strip())
 
     # which row
@@ -173,6 +177,10 @@ class ModelsScreen(Screen[None]):
         else:
             self._update("FITS", self.app.fits.word)
         self._describe()
+
+    def on_elsewhere_known(self, event: ElsewhereKnown) -> None:
+        """List the models of endpoints."""
+        self._list()
 
     def on_model_changed(self, event: ModelChanged) -> None:
         """Show which model is in the chat."""
@@ -292,10 +300,7 @@ class ModelsScreen(Screen[None]):
             self._note(f"Hugging Face was not searched: {event.result.message}")
         else:
             self._found = event.result
-            self._rows = rows(
-                self.app.store.models(), self._known or catalog.Catalog({}), self._found
-            )
-            self._show()
+            self._list()
             self._note(f"{len(event.result)} repositories on Hugging Face for {event.words}")
 
     # what is done with a model
@@ -318,7 +323,8 @@ class ModelsScreen(Screen[None]):
         if (row := self._row) is None or self._known is None:
             return
         if row.installed is not None:
-            self.notify(f"{row.name} is installed: Enter chats with it", markup=False)
+            where = "not local" if row.remote else "installed"
+            self.notify(f"{row.name} is {where}: Enter chats with it", markup=False)
             return
         self.app.pulls.start(row.name, self._known, quant)
         self._update_states()
@@ -367,7 +373,7 @@ class ModelsScreen(Screen[None]):
 
     def action_delete(self) -> None:
         """Remove the model, when the user says so."""
-        if (row := self._row) is None or row.installed is None:
+        if (row := self._row) is None or row.installed is None or row.remote:
             self.notify("Only installed models can be deleted")
             return
         loaded = self.app.models.installed
@@ -397,7 +403,7 @@ class ModelsScreen(Screen[None]):
 
     def action_edit(self) -> None:
         """Set this model's own parameters."""
-        if (row := self._row) is None or row.installed is None:
+        if (row := self._row) is None or row.installed is None or row.remote:
             self.notify("Only installed models have parameters of their own")
         else:
             self.app.edit_model(row.installed)

@@ -177,6 +177,8 @@ class SettingsScreen(Screen[None]):
         settings, setting, app = self._settings, self._row, self.app
         if settings is None or settings.model is None or setting is None:
             return "No model is chosen, so nothing is known of its memory."
+        if settings.model.remote:
+            return "The model is not local: it takes no memory here."
         want = app.models.want
         if setting.name == KV_TYPE:
             want = replace(want, kv_type=text)

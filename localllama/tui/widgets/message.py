@@ -22,7 +22,7 @@ _ENDINGS = {
     "length": "cut at max_tokens",
     "context": "cut: the context is full",
     "cancelled": "stopped",
-    FAILED: "broken off: the model's process ended",
+    FAILED: "broken off",
 }
 
 

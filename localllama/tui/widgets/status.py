@@ -10,6 +10,7 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 _GAUGE_CELLS = 10
+UNKNOWN = -1  # the context length of a model whose server does not tell it
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,10 @@ def _parts(state: State) -> list[str]:
 def _gauge(state: State) -> str:
     if not state.context_length:
         return ""
+    pinned = f", {state.pinned} pinned" if state.pinned else ""
+    if state.context_length == UNKNOWN:
+        return f"ctx {state.used_tokens}/unknown{pinned}"
     share = min(1.0, state.used_tokens / state.context_length)
     cells = round(share * _GAUGE_CELLS)
     bar = "█" * cells + "░" * (_GAUGE_CELLS - cells)
-    pinned = f", {state.pinned} pinned" if state.pinned else ""
     return f"ctx {bar} {state.used_tokens}/{state.context_length}{pinned}"
