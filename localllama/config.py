@@ -60,9 +60,10 @@ class Serve:
 
 @dataclass(frozen=True, slots=True)
 class Tui:
-    """How the terminal app looks."""
+    """How the terminal app looks, and what it does by itself."""
 
     theme: str = ""  # one of Textual's, "" = its usual one
+    model_titles: bool = True  # the model finds better titles of chats than their first words
 
 
 @dataclass(frozen=True, slots=True)

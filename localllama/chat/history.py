@@ -127,6 +127,15 @@ class History:
             db.execute(f"UPDATE chats SET {names} WHERE id=:id", {**columns, "id": id})
         return self.chat(id)
 
+    def entitle(self, id: int, title: str) -> bool:
+        """Give a chat a better title than its first words; False where a person has done so."""
+        with self._writing():
+            questions = (m.content for m in self.messages(id) if m.role == "user")
+            if self.chat(id).title not in map(first_words, questions):
+                return False
+            self.change(id, title=title)
+        return True
+
     def delete(self, id: int) -> None:
         """Hide a chat; restore() brings it back, until it is purged after 30 days."""
         with self._writing() as db:

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.events import Event, InputEvent, Paste
 from textual.message import Message
 from textual.screen import ModalScreen, Screen
 from textual.theme import Theme
@@ -40,6 +41,7 @@ from localllama.tui.widgets.status import UNKNOWN
 from localllama.tui.widgets.status import State as Status
 
 _GOOD_BYE_SECONDS = 2.0
+_IDLE_SECONDS = 4.0  # without a key or the mouse: who reads on or thinks waits for nothing
 
 
 class LocalLlamaApp(App[None]):
@@ -61,7 +63,13 @@ class LocalLlamaApp(App[None]):
     ]
 
     def __init__(
-        self, runner: Opener, store: Store, config: Config, history: History | None = None
+        self,
+        runner: Opener,
+        store: Store,
+        config: Config,
+        history: History | None = None,
+        *,
+        idle_seconds: float = _IDLE_SECONDS,
     ) -> None:
         super().__init__()
         self.store = store
@@ -72,6 +80,8 @@ class LocalLlamaApp(App[None]):
         self.pulls = Pulls(store, config.network, self._pull_changed)
         self.fits = Fits(runner, config.run.reserve_bytes, self._fits_known)
         self.elsewhere = Elsewhere(config, self._elsewhere_known)
+        self._idle_seconds = idle_seconds
+        self._input_at = monotonic()
 
     async def on_mount(self) -> None:
         """Show the chat, and load a model behind it."""
@@ -233,6 +243,17 @@ class LocalLlamaApp(App[None]):
             return f"replying {monotonic() - reply.started_at:.0f} s, Esc stops"
         prefill = reply.prefill
         return f"reading {prefill.done}/{prefill.total} tokens" if prefill else "waiting"
+
+    async def on_event(self, event: Event) -> None:
+        """Remember when the user last did something."""
+        if isinstance(event, InputEvent | Paste):
+            self._input_at = monotonic()
+        await super().on_event(event)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the user does nothing at the moment."""
+        return monotonic() - self._input_at >= self._idle_seconds
 
     # telling
 

@@ -31,6 +31,15 @@ class ReplyChanged(Message):
         self.reply = reply
 
 
+class ChatNamed(Message):
+    """The model has found a title for a chat."""
+
+    def __init__(self, chat: int, title: str) -> None:
+        super().__init__()
+        self.chat = chat
+        self.title = title
+
+
 class PullAdvanced(Message):
     """A model that is fetched is this far."""
 

@@ -118,13 +118,15 @@ async def running(
     models: tuple[str, ...] = ("smol",),
     size: tuple[int, int] = (120, 40),
     config: Config | None = None,
+    history: History | None = None,
+    idle_seconds: float = 60.0,
 ) -> AsyncIterator[Screen]:
-    """Run the app in a home; the history is kept there."""
+    """Run the app in a home; the history is kept there, unless there is one already."""
     store = install(home, *models)
     config = config or Config()
     runner = ScriptedRunner(engine, store, config)
-    with History(store.paths.chats_file) as history:
-        app = LocalLlamaApp(runner, store, config, history)
+    with history or History(store.paths.chats_file) as history:
+        app = LocalLlamaApp(runner, store, config, history, idle_seconds=idle_seconds)
         async with app.run_test(size=size, notifications=True) as pilot:
             yield Screen(app, pilot)
             await app.action_quit()

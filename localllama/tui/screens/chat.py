@@ -19,8 +19,9 @@ from localllama.errors import InvalidParameter, LocalLlamaError, WorkerDied
 from localllama.tui import attach
 from localllama.tui.chats import ChatActions
 from localllama.tui.commands import Commands
-from localllama.tui.messages import ModelChanged, ReplyChanged
+from localllama.tui.messages import ChatNamed, ModelChanged, ReplyChanged
 from localllama.tui.replies import Reply
+from localllama.tui.titles import Titles
 from localllama.tui.widgets.composer import Composer
 from localllama.tui.widgets.message import MessageView, estimate
 from localllama.tui.widgets.sidebar import ChatList, Sidebar
@@ -34,6 +35,7 @@ _FRAME_SECONDS = 1 / 30
 # Of the time at most so much goes into drawing a reply: on few cores the model decodes on all.
 _DRAWING_SHARE = 0.04
 _GOOD_BYE_SECONDS = 3.0
+_TITLE_SECONDS = 0.5  # between two looks whether there is time for a title
 _NARROW = 100  # columns, below which the sidebar is opened only to choose
 
 _EMPTY = """\
@@ -88,6 +90,8 @@ class ChatScreen(Screen[None]):
         """Begin with a new chat."""
         self.query_one(Sidebar).set_class(self.app.size.width < _NARROW, "hidden")
         self.query_one(Composer).past = self.app.history.questions()
+        self.titles = Titles(self.app.history, self._named)
+        self.set_interval(_TITLE_SECONDS, self._make_titles)
         self.chats.refresh()
         await self.open(None)
 
@@ -207,6 +211,7 @@ class ChatScreen(Screen[None]):
         if models.error is not None:
             models.again()
         self.keep_model()
+        self.titles.stop()
         reply = Reply(
             conversation,
             self.app.sampling(conversation.chat.parameters),
@@ -284,6 +289,8 @@ class ChatScreen(Screen[None]):
                 await transcript.mount(Static(trouble, classes="trouble", markup=False))
         elif reply.error is not None:
             self.app.tell(reply.error)
+        if reply.begun and self.app.config.tui.model_titles:
+            self.titles.add(chat, reply.conversation.branch[-1])
         self.chats.refresh()
 
     def replying(self, chat: int) -> bool:
@@ -292,10 +299,27 @@ class ChatScreen(Screen[None]):
 
     def leave(self) -> None:
         """Stop all replies and wait a little until they are saved."""
+        self.titles.stop()
         for reply in self._replies.values():
             reply.stop(alone=True)
         for reply in self._replies.values():
             reply.wait(_GOOD_BYE_SECONDS)
+
+    # titles
+
+    def _make_titles(self) -> None:
+        """Ask the model for a title while nobody needs it."""
+        app, engine = self.app, self.app.models.engine
+        if engine is not None and app.screen is self and app.idle and not self._replies:
+            self.titles.begin(engine)
+
+    def _named(self, chat: int, title: str) -> None:
+        """Called in the thread of the titles."""
+        self.post_message(ChatNamed(chat, title))
+
+    def on_chat_named(self, event: ChatNamed) -> None:
+        """Show the title in the list."""
+        self.query_one(Sidebar).entitle(event.chat, event.title)
 
     # keys
 

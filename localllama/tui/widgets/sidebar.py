@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import date, datetime, timedelta
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Input, OptionList
-from textual.widgets.option_list import Option
+from textual.widgets.option_list import Option, OptionDoesNotExist
 
 from localllama.chat.records import Chat, Hit
 from localllama.tui.text import printable
@@ -95,6 +96,11 @@ class Sidebar(Vertical):
             if chat is not None and option.id and _chat_of(option.id) == chat:
                 options.highlighted = index
                 return
+
+    def entitle(self, chat: int, title: str) -> None:
+        """Show another title of a chat, where it is listed by day."""
+        with suppress(OptionDoesNotExist):
+            self.query_one(ChatList).replace_option_prompt(f"{chat}-0-0", _title(title))
 
     def _fill(self, options: Sequence[Option], current: int | None) -> None:
         chats = self.query_one(ChatList)
