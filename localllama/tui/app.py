@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePath
 from time import monotonic
 from typing import ClassVar
 
-from textual.app import App, SystemCommand
+from textual.app import App, SuspendNotSupported, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.events import Event, InputEvent, Paste
 from textual.message import Message
@@ -60,6 +62,7 @@ class LocalLlamaApp(App[None]):
         Binding("f4", "go('hardware')", "Hardware", priority=True),
         Binding("f5", "go('compare')", "Compare", priority=True),
         Binding("ctrl+q", "quit", "Quit", priority=True),
+        Binding("ctrl+z", "suspend_process", "Suspend", show=False, priority=True),
     ]
 
     def __init__(
@@ -318,6 +321,15 @@ class LocalLlamaApp(App[None]):
             if binding.description and active.enabled:
                 run = partial(self.run_action, binding.action, active.node)
                 yield SystemCommand(binding.description, active.tooltip or binding.key, run)
+
+    def action_suspend_process(self) -> None:
+        """Give the terminal back to the shell, whose ``fg`` goes on here."""
+        if os.getpgrp() == os.getsid(0):  # the terminal runs nothing else: a stop would be for ever
+            self.notify("There is no shell to go back to", severity="warning")
+            return
+        with suppress(SuspendNotSupported), self.suspend():
+            # All of the group: the shell waits also for a uv or make that started this.
+            os.killpg(os.getpgrp(), signal.SIGSTOP)
 
     async def action_quit(self) -> None:
         """Save everything and leave."""

@@ -20,6 +20,7 @@ class Composer(TextArea):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "send", "Send"),
         Binding("shift+enter,ctrl+j", "new_line", "New line", key_display="^J"),
+        Binding("ctrl+underscore", "undo", "Undo", show=False),  # Ctrl+Z suspends
     ]
 
     class Sent(Message):
