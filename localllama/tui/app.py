@@ -39,6 +39,7 @@ from localllama.tui.pulls import Pull, Pulls, State
 from localllama.tui.replies import Reply
 from localllama.tui.screens import OTHER_SCREENS
 from localllama.tui.screens.chat import ChatScreen
+from localllama.tui.widgets.keys import Help
 from localllama.tui.widgets.status import UNKNOWN
 from localllama.tui.widgets.status import State as Status
 
@@ -295,15 +296,10 @@ class LocalLlamaApp(App[None]):
 
     def action_help(self) -> None:
         """Show all keys that do something here, or hide them."""
-        from textual.css.query import NoMatches
-        from textual.widgets import HelpPanel
-
-        try:
-            self.screen.query_one(HelpPanel)
-        except NoMatches:
-            self.action_show_help_panel()
+        if shown := self.screen.query(Help):
+            shown.remove()
         else:
-            self.action_hide_help_panel()
+            self.screen.mount(Help())
 
     def action_focus_previous_message(self) -> None:
         """Go to the message above."""

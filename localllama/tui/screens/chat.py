@@ -11,7 +11,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Input, Static
 
 from localllama.chat.conversation import Conversation
 from localllama.chat.records import Attachment, Chat, StoredMessage, versions
@@ -23,6 +23,7 @@ from localllama.tui.messages import ChatNamed, ModelChanged, ReplyChanged
 from localllama.tui.replies import Reply
 from localllama.tui.titles import Titles
 from localllama.tui.widgets.composer import Composer
+from localllama.tui.widgets.keys import Keys
 from localllama.tui.widgets.message import MessageView, estimate
 from localllama.tui.widgets.sidebar import ChatList, Sidebar
 from localllama.tui.widgets.status import StatusLine
@@ -84,7 +85,7 @@ class ChatScreen(Screen[None]):
                 yield Static(id="attached", markup=False)
                 yield Composer(id="composer")
         yield StatusLine(id="status")
-        yield Footer(show_command_palette=False)
+        yield Keys()
 
     async def on_mount(self) -> None:
         """Begin with a new chat."""

@@ -10,7 +10,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import Screen
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Input, Static
 
 from localllama.engine import sampling
 from localllama.errors import InvalidParameter
@@ -18,6 +18,7 @@ from localllama.tui.comparing import Contestant, Side
 from localllama.tui.messages import SideChanged
 from localllama.tui.screens.dialogs import Ask, Choose
 from localllama.tui.text import printable
+from localllama.tui.widgets.keys import Keys
 
 if TYPE_CHECKING:
     from localllama.tui.app import LocalLlamaApp
@@ -54,7 +55,7 @@ class CompareScreen(Screen[None]):
                         yield Static(id=f"reply-{number}", markup=False)
                     yield Static(id=f"state-{number}", classes="note", markup=False)
         yield Input(placeholder="Ask both; Enter sends", id="prompt")
-        yield Footer(show_command_palette=False)
+        yield Keys()
 
     def on_screen_resume(self) -> None:
         """Begin with the chat's model and the one installed latest beside it."""

@@ -11,7 +11,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import Screen
-from textual.widgets import DataTable, Footer, Static
+from textual.widgets import DataTable, Static
 
 from localllama import catalog, doctor
 from localllama.amounts import size
@@ -23,6 +23,7 @@ from localllama.tui.details import columns
 from localllama.tui.messages import Examined, Measured
 from localllama.tui.screens.confirm import Confirm
 from localllama.tui.text import printable
+from localllama.tui.widgets.keys import Keys
 
 if TYPE_CHECKING:
     from localllama.tui.app import LocalLlamaApp
@@ -53,7 +54,7 @@ class HardwareScreen(Screen[None]):
         yield DataTable[Text](id="loaded", cursor_type="row")
         with VerticalScroll(id="examined"):
             yield Static("Looking at this machine...", id="findings", markup=False)
-        yield Footer(show_command_palette=False)
+        yield Keys()
 
     def on_mount(self) -> None:
         """Begin to measure."""

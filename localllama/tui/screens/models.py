@@ -14,7 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.events import Resize
 from textual.screen import Screen
-from textual.widgets import DataTable, Footer, Input, Static
+from textual.widgets import DataTable, Input, Static
 
 from localllama import catalog, names
 from localllama.amounts import size
@@ -33,6 +33,7 @@ from localllama.tui.pulls import Pull, State
 from localllama.tui.screens.confirm import Confirm
 from localllama.tui.screens.dialogs import Choose
 from localllama.tui.text import printable
+from localllama.tui.widgets.keys import Keys
 
 if TYPE_CHECKING:
     from localllama.sources.huggingface import Found
@@ -78,7 +79,7 @@ class ModelsScreen(Screen[None]):
             with VerticalScroll(id="details", classes="hidden"):
                 yield Static(id="details-text", markup=False)
         yield Static(id="models-note", markup=False)
-        yield Footer(show_command_palette=False)
+        yield Keys()
 
     @property
     def _table(self) -> DataTable[Text]:

@@ -11,7 +11,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import DataTable, Footer, Static, Tab, Tabs
+from textual.widgets import DataTable, Static, Tab, Tabs
 
 from localllama import plan, presets
 from localllama.amounts import size
@@ -24,6 +24,7 @@ from localllama.tui.screens.dialogs import Ask, Choose
 from localllama.tui.screens.memory import Memory
 from localllama.tui.settings import CONTEXT, KV_TYPE, THEME, Scope, Setting, Settings
 from localllama.tui.text import printable
+from localllama.tui.widgets.keys import Keys
 
 if TYPE_CHECKING:
     from localllama.tui.app import LocalLlamaApp
@@ -57,7 +58,7 @@ class SettingsScreen(Screen[None]):
         yield Tabs(*(Tab(scope.value, id=scope.name) for scope in Scope), id="scopes")
         yield DataTable[Text](id="settings", cursor_type="row", zebra_stripes=True)
         yield Static(id="layers", markup=False)
-        yield Footer(show_command_palette=False)
+        yield Keys()
 
     @property
     def _table(self) -> DataTable[Text]:
