@@ -108,6 +108,8 @@ def test_what_cannot_be_made() -> None:
         create.check(Modelfile("a", parameters={"temprature": ["1"]}))
     with pytest.raises(InvalidParameter, match="num_ctx must be a whole number"):
         create.check(Modelfile("a", parameters={"num_ctx": ["many"]}))
+    with pytest.raises(InvalidParameter, match="there is no KV type 'q9_0'"):
+        create.check(Modelfile("a", parameters={"kv_type": ["q9_0"]}))
     with pytest.raises(InvalidParameter, match="temperature"):
         create.check(Modelfile("a", parameters={"temperature": ["hot"]}))
     with pytest.raises(UnsupportedFile, match="ADAPTER"):
@@ -130,13 +132,15 @@ def made(*arguments: str) -> None:
 
 
 def test_create_of_a_file(home: Path) -> None:
-    text = 'FROM small.gguf\nPARAMETER temperature 0.3\nPARAMETER num_ctx 128\nSYSTEM "Arr"\n'
+    parameters = ("temperature 0.3", "num_ctx 128", "kv_type q8_0")
+    lines = ["FROM small.gguf", *(f"PARAMETER {each}" for each in parameters), 'SYSTEM "Arr"\n']
+    text = "\n".join(lines)
     (home / "Modelfile").write_text(text + "LICENSE Own terms")
     made("mine", "-f", str(home / "Modelfile"), "--quantize", "q4_k_m")
     facts = cli.data("show", "mine")
     assert facts["quantization"] == "Q4_K_M"
     assert facts["system"] == "Arr"
-    assert facts["parameters_set"] == {"temperature": 0.3, "num_ctx": 128}
+    assert facts["parameters_set"] == {"temperature": 0.3, "num_ctx": 128, "kv_type": "q8_0"}
     assert facts["licence"]["text"] == "Own terms"
     # Of an installed model: settings stay, weights are quantized again only where that is said.
     refused = cli.run("create", "other", "--from", "mine", "-q", "Q5_0")

@@ -12,6 +12,7 @@ import pytest
 from localllama import config_file, names, paths, presets
 from localllama.config import Config, load
 from localllama.errors import InvalidConfig
+from localllama.runner import Want
 from localllama.store import Store, StoredFile
 from tests.support.app import Screen, running
 from tests.support.engines import ScriptedEngine
@@ -111,6 +112,14 @@ def test_what_a_context_costs_is_shown_while_it_is_typed(home: Path) -> None:
         await screen.paste("128")
         await screen.shows("KV cache", "in all", "fits", "128 tokens")
         await screen.press("escape")
+        await to(screen, "KV type")
+        await screen.press("enter")
+        await screen.type("f32")
+        await screen.shows("► model        f32")
+        kept = store.get(names.own("smol"))
+        assert kept.parameters == {"num_ctx": 64, "kv_type": "f32"}
+        runner = screen.app.runner
+        assert runner.preview(kept, Want(), runner.machine())[1].kv_type == "f32"
 
     use(home, flow, size=(80, 24))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import cli, models
+from tests.support.streamed import kill_apps
 from tests.support.terminal import Terminal
 from tests.support.tmux import PROMPT, Tmux
 
@@ -58,8 +59,10 @@ def test_the_first_chat_takes_two_keys_and_is_found_and_exported(
         terminal.press("C-s")
         terminal.type("light")  # Enter goes to the list, the next one opens what was found
         terminal.press("Enter")
-        terminal.expect("You\n.*Hello lighthouse")
-        terminal.press("C-s", "Enter", "x", "C-u")
+        terminal.expect("You\n.*Hello lighthouse(?s:.)*New line")  # the composer's key
+        terminal.press("C-s", "Enter")
+        terminal.expect("x Export")
+        terminal.press("x", "C-u")
         terminal.type(str(tmp_path / "chat.md"))
         terminal.expect("written to")
         terminal.press("C-q")
@@ -98,3 +101,10 @@ def test_ctrl_z_gives_the_shell_back_and_fg_the_chat(
     [chat] = cli.data("history", "list")["chats"]
     _, answer = cli.data("history", "show", str(chat["id"]))["messages"]
     assert answer["done"]["usage"]["completion_tokens"] == 120
+
+
+def test_a_kill_in_mid_reply_leaves_what_came_a_second_before(home: Path, smollm2: Path) -> None:
+    assert cli.run("pull", str(smollm2), "--as", "smol").returncode == 0
+    settings = "[run]\nthreads = 1\n[parameters]\nignore_eos = true\nmax_tokens = 4000\n"
+    (home / "config.toml").write_text(settings)
+    kill_apps(home, dict(os.environ), kills=2, seed=3)

@@ -9,12 +9,13 @@ import select
 import struct
 import subprocess
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fcntl import ioctl
 from time import monotonic
 
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[()][A-Z0-9]|[=>])|\r")
 _PATIENCE_SECONDS = 60.0  # for a hang, not a measure
+_LOOK_SECONDS = 0.01  # between two looks at a condition
 
 
 class Terminal:
@@ -40,9 +41,13 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.kill()
+        os.close(self._ours)
+
+    def kill(self) -> None:
+        """End the process with SIGKILL, unless it has ended."""
         self._process.kill()
         self._process.wait()
-        os.close(self._ours)
 
     def type(self, text: str) -> None:
         """Type ``text`` and Enter."""
@@ -59,6 +64,13 @@ class Terminal:
             assert self._read(deadline), f"no {pattern!r} in {self._shown!r}"
         seen, self._shown = self._shown[: match.end()], self._shown[match.end() :]
         return seen
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Read what is shown until something holds."""
+        deadline = monotonic() + _PATIENCE_SECONDS
+        while not condition():
+            assert monotonic() < deadline, self._shown
+            self._read(monotonic() + _LOOK_SECONDS)
 
     def wait(self) -> int:
         """Wait until the process ends and return its exit code."""

@@ -7,9 +7,10 @@ from itertools import accumulate
 from rich.cells import cell_len
 from rich.table import Table
 from textual.app import App, ComposeResult
+from textual.binding import ActiveBinding
 from textual.containers import VerticalScroll
 from textual.events import Resize
-from textual.screen import ActiveBinding, Screen
+from textual.screen import Screen
 from textual.widgets import Footer, Static
 from textual.widgets._footer import FooterKey
 

@@ -25,7 +25,7 @@ class ChatList(OptionList):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "select", "Open"),
-        Binding("r,f2", "wish('rename')", "Rename", key_display="r"),
+        Binding("r", "wish('rename')", "Rename"),
         Binding("p", "wish('pin')", "Pin"),
         Binding("d,delete", "wish('delete')", "Delete", key_display="d"),
         Binding("u", "wish('undo')", "Undo delete"),
@@ -42,6 +42,11 @@ class ChatList(OptionList):
             super().__init__()
             self.what = what
             self.chat = chat
+
+    def begin(self) -> None:
+        """Put the cursor on the first chat, unless it is on one."""
+        if self.highlighted is None and self.option_count:
+            self.action_first()
 
     def action_wish(self, what: str) -> None:
         """Tell the screen."""
@@ -107,6 +112,8 @@ class Sidebar(Vertical):
         chats.clear_options()
         chats.add_options(options)
         self.mark(current)
+        if chats.has_focus:  # who types fast is here before what was found
+            chats.begin()
 
     @on(Input.Changed)
     def _search(self, event: Input.Changed) -> None:
@@ -118,8 +125,7 @@ class Sidebar(Vertical):
         event.stop()
         chats = self.query_one(ChatList)
         chats.focus()
-        if chats.highlighted is None and chats.option_count:
-            chats.action_first()
+        chats.begin()
 
     @on(OptionList.OptionSelected)
     def _open(self, event: OptionList.OptionSelected) -> None:
