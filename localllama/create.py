@@ -22,6 +22,7 @@ from localllama.errors import InvalidParameter, InvalidTemplate, UnsupportedFile
 from localllama.files import storing
 from localllama.modelfile import Modelfile
 from localllama.names import ModelName
+from localllama.plan import KV_TYPES
 from localllama.progress import Progress
 from localllama.store import Installed, Store, StoredFile
 
@@ -188,12 +189,21 @@ def _parameters(given: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         if name in _LOADING:
             found[name] = _plain(name, values[-1])
             continue
+        if name == "kv_type":
+            found[name] = _kv_type(values[-1])
+            continue
         parameter = sampling.lookup(name)
         if parameter.kind is str:
             found[parameter.name] = list(values)
         else:
             found[parameter.name] = parameter.convert(values[-1])
     return found
+
+
+def _kv_type(text: str) -> str:
+    if text not in KV_TYPES:
+        raise InvalidParameter(f"there is no KV type {text!r}", f"known: {', '.join(KV_TYPES)}")
+    return text
 
 
 def _plain(name: str, text: str) -> int | bool:

@@ -225,7 +225,9 @@ class Runner:
         Raises DoesNotFit, BadFile.
         """
         info = gguf_file.read_split_info(self._options(model, want).paths)
-        wish = planned(replace(want, context_length=self._asked(model, want)), info, self.config)
+        asked, kv_type = self._asked(model, want), self._kv_type(model, want)
+        wanted = replace(want, context_length=asked, kv_type=kv_type)
+        wish = planned(wanted, info, self.config)
         known = plan.ratios(
             plan.loads(self.paths.loads_file), info.architecture, version("llama-cpp-python")
         )
@@ -256,6 +258,11 @@ class Runner:
             or self.config.run.context_length
         )
 
+    def _kv_type(self, model: Installed, want: Want) -> str:
+        """The type of the KV cache that somebody asked for, as in Want."""
+        own = model.parameters.get("kv_type")
+        return want.kv_type or (own if isinstance(own, str) else "") or self.config.run.kv_type
+
     def _keep_alive(self, want: Want) -> float:
         chosen = want.keep_alive_seconds
         return self.config.run.keep_alive_seconds if chosen is None else chosen
@@ -263,7 +270,7 @@ class Runner:
     def _key(self, model: Installed, want: Want) -> str:
         """A digest of the files and of all that was asked for but what workers may differ in."""
         options = msgspec.structs.replace(self._options(model, want), keep_alive_seconds=0)
-        kv_type = want.kv_type or self.config.run.kv_type
+        kv_type = self._kv_type(model, want)
         placement = (want.gpu_layers, want.gpu_memory_bytes, want.no_gpu)
         nothing = (-1, (), False)
         # Whatever was asked for, without GPUs it goes to the CPU; who asked nothing need not look.
@@ -281,7 +288,8 @@ class Runner:
         options = self._options(model, want)
         asked = self._asked(model, want)
         info = gguf_file.read_split_info(options.paths)
-        wish = planned(replace(want, context_length=asked), info, self.config)
+        wanted = replace(want, context_length=asked, kv_type=self._kv_type(model, want))
+        wish = planned(wanted, info, self.config)
         machine, chosen = self._fit(model.name, info, wish)
         label = Label(
             key=self._key(model, want),  # now that the machine is known

@@ -25,6 +25,7 @@ _HELP = {
     KV_TYPE: "How the context is kept: q8_0 takes half the memory of f16.",
     THEME: "Colours of this app, light or dark.",
 }
+_LAYERS = ("chat", "model", "config.toml")  # that say something of memory
 
 _NOT_APPLICABLE = "not applicable"  # to a model on another machine
 
@@ -146,11 +147,10 @@ class Settings:
             else:
                 self._app.configure("run", "kv_type", text or None)
         elif scope is Scope.MODEL:
-            if name == KV_TYPE:
-                raise InvalidParameter("the KV type is of a chat or everywhere", "Tab changes that")
-            value = int(text) if text else None
+            key = "num_ctx" if name == CONTEXT else "kv_type"
+            value = int(text) if text and name == CONTEXT else text or None
             model = self._need_model()
-            self._save(replace(model, parameters=_with(model.parameters, "num_ctx", value)))
+            self._save(replace(model, parameters=_with(model.parameters, key, value)))
         elif name == CONTEXT:
             want = replace(want, context_length=int(text) if text else 0)
         else:
@@ -167,12 +167,12 @@ class Settings:
     def _contexts(self) -> list[tuple[str, str]]:
         own = self.model.parameters.get("num_ctx") if self.model else 0
         lengths = self._app.models.want.context_length, own, self._app.config.run.context_length
-        labels = ("chat", "model", "config.toml")
-        return [(label, str(n or "")) for label, n in zip(labels, lengths, strict=True)]
+        return [(label, str(n or "")) for label, n in zip(_LAYERS, lengths, strict=True)]
 
     def _kv_types(self) -> list[tuple[str, str]]:
-        run = self._app.config.run
-        return [("chat", self._app.models.want.kv_type), ("config.toml", run.kv_type)]
+        own = self.model.parameters.get("kv_type") if self.model else ""
+        types = self._app.models.want.kv_type, own, self._app.config.run.kv_type
+        return [(label, str(kv or "")) for label, kv in zip(_LAYERS, types, strict=True)]
 
     @property
     def _elsewhere(self) -> bool:

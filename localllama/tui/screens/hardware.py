@@ -18,8 +18,8 @@ from localllama.amounts import size
 from localllama.doctor import Facts
 from localllama.errors import LocalLlamaError
 from localllama.runner import Running
-from localllama.tui import gauges
 from localllama.tui.details import columns
+from localllama.tui.gauges import Gauges, lines
 from localllama.tui.messages import Examined, Measured
 from localllama.tui.screens.confirm import Confirm
 from localllama.tui.text import printable
@@ -47,6 +47,7 @@ class HardwareScreen(Screen[None]):
         super().__init__()
         self._loaded: dict[str, Running] = {}
         self._measuring = False
+        self._gauges = Gauges(lambda: self.app.runner.probe())
 
     def compose(self) -> ComposeResult:
         """Make the parts."""
@@ -64,6 +65,7 @@ class HardwareScreen(Screen[None]):
 
     def on_screen_resume(self) -> None:
         """Look at everything now."""
+        self._gauges.again()
         self._measure()
         self.action_examine()
 
@@ -73,12 +75,12 @@ class HardwareScreen(Screen[None]):
             threading.Thread(target=self._look, daemon=True).start()
 
     def _look(self) -> None:
-        self.post_message(Measured(gauges.read(), self.app.runner.running()))
+        self.post_message(Measured(self._gauges.read(), self.app.runner.running()))
 
     def on_measured(self, event: Measured) -> None:
         """Show gauges and loaded models."""
         self._measuring = False
-        self.query_one("#gauges", Static).update("\n".join(g.line for g in event.gauges))
+        self.query_one("#gauges", Static).update(printable("\n".join(lines(event.gauges))))
         self._loaded = {running.record.id: running for running in event.running}
         table = self.query_one(DataTable)
         row = table.cursor_row
