@@ -14,6 +14,7 @@ from localllama.chat.history import History
 from localllama.chat.records import StoredMessage
 from localllama.errors import DoesNotFit
 from localllama.tui.widgets.composer import Composer
+from localllama.tui.widgets.keys import Keys
 from localllama.tui.widgets.message import MessageView
 from localllama.tui.widgets.transcript import Transcript
 from tests.support.app import Screen, ScriptedRunner, running
@@ -206,6 +207,19 @@ def test_only_what_is_seen_of_a_long_chat_is_mounted(home: Path, engine: Scripte
     use(home, engine, flow)
 
 
+def test_a_tall_terminal_is_filled_with_short_messages(home: Path, engine: ScriptedEngine) -> None:
+    home.mkdir()
+    chat = filled(home, 300)
+
+    async def flow(screen: Screen) -> None:
+        await screen.app.screen.open(chat)  # type: ignore[attr-defined]
+        await screen.shows("line 299.")
+        transcript = screen.app.screen.query_one(Transcript)
+        assert transcript.max_scroll_y > 0  # so that one can scroll to the others
+
+    use(home, engine, flow, size=(200, 90))
+
+
 def test_the_end_is_followed_until_somebody_scrolls_up(home: Path, engine: ScriptedEngine) -> None:
     home.mkdir()
     chat = filled(home, 60)
@@ -375,6 +389,19 @@ def test_escape_sequences_of_a_model_are_shown_not_obeyed(
         assert not any("\x1b" in strip.text for view in views for strip in view._strips)
 
     use(home, engine, flow)
+
+
+def test_the_footer_shows_whole_keys_and_takes_clicks(home: Path, engine: ScriptedEngine) -> None:
+    async def flow(screen: Screen) -> None:
+        for width in (60, 80, 120, 200):
+            await screen.pilot.resize_terminal(width, 24)
+            await screen.until(lambda w=width: len(screen.text.splitlines()[-1]) <= w)
+            await screen.shows("⏎ Send", "esc Stop", "^q Quit  f1 Help")
+        await screen.shows("f5 Compare")
+        await screen.pilot.click(Keys, offset=(screen.text.splitlines()[-1].index("f1 Help"), 0))
+        await screen.shows("Cursor up")
+
+    use(home, engine, flow, size=(60, 24))
 
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 60)])

@@ -57,9 +57,10 @@ def test_the_first_chat_takes_two_keys_and_is_found_and_exported(
         terminal.press("C-n")
         terminal.expect("A new conversation")
         terminal.press("C-s")
-        terminal.type("light")  # Enter goes to the list, the next one opens what was found
+        terminal.type("light")
+        terminal.expect("light(?s:.)*x Export")  # Enter goes to the list, the next one opens
         terminal.press("Enter")
-        terminal.expect("You\n.*Hello lighthouse(?s:.)*New line")  # the composer's key
+        terminal.expect("You\n.*Hello lighthouse(?s:.)*New line")
         terminal.press("C-s", "Enter")
         terminal.expect("x Export")
         terminal.press("x", "C-u")

@@ -111,13 +111,13 @@ class ChatScreen(Screen[None]):
                 self.conversation.show(message)
             self._load_model(self.conversation.chat)
         self._editing = None
-        self.query_one(Composer).remove_class("editing")
+        composer = self.query_one(Composer)
+        composer.remove_class("editing")
+        self.set_focus(composer)  # before anything is waited for: the next keys may go elsewhere
         await self._show()
         self.chats.mark(chat)
         if message:
             self._go_to(message)
-        else:
-            self.query_one(Composer).focus()
 
     def _load_model(self, chat: Chat) -> None:
         """Load what the chat was with, if it is there and no other reply would break off."""
@@ -348,14 +348,14 @@ class ChatScreen(Screen[None]):
         sidebar = self.query_one(Sidebar)
         sidebar.toggle_class("hidden")
         if sidebar.has_class("hidden"):
-            self.query_one(Composer).focus()
+            self.set_focus(self.query_one(Composer))
         else:
-            self.query_one(ChatList).focus()
+            self.set_focus(self.query_one(ChatList))
 
     def action_search(self) -> None:
         """Search all chats."""
         self.query_one(Sidebar).remove_class("hidden")
-        self.query_one("#search", Input).focus()
+        self.set_focus(self.query_one("#search", Input))  # focus() comes after keys typed ahead
 
     def action_model(self) -> None:
         """Choose another model."""
@@ -435,7 +435,7 @@ class ChatScreen(Screen[None]):
             conversation.again(branch[at].id)
         await self._show()
         await self._reply(conversation)
-        self.query_one(Composer).focus()
+        self.set_focus(self.query_one(Composer))
 
     async def _pin(self, message: StoredMessage) -> None:
         assert self.conversation is not None

@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import accumulate
+from typing import ClassVar
 
 from rich.cells import cell_len
+from rich.style import Style
 from rich.table import Table
-from textual.app import App, ComposeResult
+from rich.text import Text
+from textual.app import App, ComposeResult, RenderResult
 from textual.binding import ActiveBinding
 from textual.containers import VerticalScroll
-from textual.events import Resize
 from textual.screen import Screen
-from textual.widgets import Footer, Static
-from textual.widgets._footer import FooterKey
+from textual.widget import Widget
+from textual.widgets import Static
 
 _LAST = ("quit", "help")  # actions that have room in every footer
-_SPACES = 3  # of a key in the footer
 
 
-class Keys(Footer):
-    """The footer: the first keys that fit, none of them cut, then how to leave and to get help."""
+class Keys(Widget):
+    """The footer: the first keys that fit, none of them cut, then how to leave and to get help.
 
-    def __init__(self) -> None:
-        super().__init__(show_command_palette=False)
+    Textual's own has a widget for each key, and makes all of them anew whenever the focus moves:
+    a third of what opening a chat took.
+    """
 
-    def compose(self) -> ComposeResult:
-        """Make the parts."""
-        keys = [key for key in super().compose() if isinstance(key, FooterKey)]
-        last = [key for name in _LAST for key in keys if key.action.removeprefix("app.") == name]
-        first = [key for key in keys if key not in last]
-        room = (self.size.width or self.app.size.width) - sum(map(_cells, last))
-        ends = accumulate(map(_cells, first))
-        shown = [key for key, end in zip(first, ends, strict=True) if end <= room]
-        self.styles.grid_size_columns = max(1, len(shown) + len(last))
-        yield from (*shown, *last)
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"keys--key"}
 
-    def on_resize(self, event: Resize) -> None:
-        """Choose anew."""
-        self.bindings_changed(self.screen)
+    def on_mount(self) -> None:
+        """Follow the focus."""
+        self.screen.bindings_updated_signal.subscribe(self, lambda _: self.refresh())
+
+    def render(self) -> RenderResult:
+        """Return the line."""
+        keys = dict(self._keys())
+        last = [keys.pop(action) for action in _LAST if action in keys]
+        ends = accumulate(cell_len(text.plain) for text in keys.values())
+        room = self.size.width - sum(cell_len(text.plain) for text in last)
+        first = [text for text, end in zip(keys.values(), ends, strict=True) if end <= room]
+        return Text.assemble(*first, *last, no_wrap=True)
+
+    def _keys(self) -> Iterator[tuple[str, Text]]:
+        """The actions and what is said of them; a click does what the key does."""
+        style = self.get_component_rich_style("keys--key", partial=True)
+        seen = set()
+        for active in self.screen.active_bindings.values():
+            binding = active.binding
+            if binding.show and active.enabled and binding.action not in seen:
+                seen.add(binding.action)
+                click = Style.from_meta({"@click": f"app.simulate_key({binding.key!r})"})
+                key = (f" {self.app.get_key_display(binding)} ", style + click)
+                text = Text.assemble(key, (f"{binding.description} ", click))
+                yield binding.action.removeprefix("app."), text
 
 
 class Help(VerticalScroll, can_focus=False):
@@ -64,10 +80,6 @@ class Help(VerticalScroll, can_focus=False):
         for (_, description), names in keys.items():
             table.add_row(" ".join(dict.fromkeys(names)), description)
         self.query_one(Static).update(table)
-
-
-def _cells(key: FooterKey) -> int:
-    return cell_len(key.key_display) + cell_len(key.description) + _SPACES
 
 
 def _rank(active: ActiveBinding) -> int:

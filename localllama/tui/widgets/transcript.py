@@ -11,7 +11,8 @@ from localllama.chat.records import StoredMessage
 from localllama.engine.api import Truncated
 from localllama.tui.widgets.message import MessageView
 
-_CHUNK = 16  # messages mounted at a time: about three screens
+_CHUNK_SCREENS = 2  # so much is mounted at a time: more costs time before anything is seen
+_LEAST_LINES, _LEAST_COLUMNS = 20, 40  # of a screen whose size is not known yet
 _NEAR_TOP_LINES = 6
 
 Places = Mapping[int, Sequence[int]]
@@ -72,7 +73,12 @@ class Transcript(VerticalScroll, can_focus=False):
         self.call_after_refresh(keep_place)
 
     def _next_chunk(self) -> list[MessageView | Static]:
-        chunk, self._earlier = self._earlier[-_CHUNK:], self._earlier[:-_CHUNK]
+        columns, lines = max(_LEAST_COLUMNS, self.size.width), 0
+        enough = _CHUNK_SCREENS * max(_LEAST_LINES, self.size.height)
+        chunk: list[StoredMessage] = []
+        while self._earlier and lines < enough:
+            chunk.insert(0, self._earlier.pop())
+            lines += _lines(chunk[0], columns)
         widgets: list[MessageView | Static] = []
         for message in chunk:
             if message.truncated is not None:
@@ -85,6 +91,12 @@ def place_of(message: StoredMessage, places: Places) -> tuple[int, int]:
     """Return which version of how many a message is."""
     ids = places.get(message.id, [message.id])
     return ids.index(message.id) + 1, len(ids)
+
+
+def _lines(message: StoredMessage, columns: int) -> int:
+    """About how many lines a message takes: its name and the gap are two, blank lines may go."""
+    said = (line for line in message.content.splitlines() if line.strip())
+    return 2 + sum(1 + len(line) // columns for line in said)
 
 
 def _truncation(truncated: Truncated) -> Static:
