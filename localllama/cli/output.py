@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
@@ -16,9 +15,8 @@ from localllama.amounts import count as count
 from localllama.amounts import duration as duration
 from localllama.amounts import size as size
 from localllama.errors import LocalLlamaError
+from localllama.harmless import printable as printable
 
-# C0 and C1 but for tab and new line: escape sequences set titles, move the cursor, write files.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
@@ -30,11 +28,6 @@ def result(text: str, *, newline: bool = True) -> None:
 def as_json(value: Any, *, pretty: bool = True) -> None:
     """Print a result for programs."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2 if pretty else None))
-
-
-def printable(text: str) -> str:
-    """Return text of a file or a model without what would command the terminal."""
-    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

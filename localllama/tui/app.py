@@ -126,7 +126,7 @@ class LocalLlamaApp(App[None]):
 
         with self.telling():  # a catalog of the user's own may have mistakes
             known = catalog.load(user=self.store.paths.user_catalog)
-            self.push_screen(Welcome(self.store, known, self.config.network), self._welcomed)
+            self.push_screen(Welcome(known), self._welcomed)
 
     def _welcomed(self, model: Installed | None) -> None:
         if model is not None:

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 
 from localllama.errors import LocalLlamaError
-from localllama.progress import Progress
 from localllama.runner import Running
-from localllama.store import Installed
 from localllama.tui.comparing import Side
 from localllama.tui.gauges import Gauge
 from localllama.tui.pulls import Pull
@@ -40,24 +38,8 @@ class ChatNamed(Message):
         self.title = title
 
 
-class PullAdvanced(Message):
-    """A model that is fetched is this far."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__()
-        self.progress = progress
-
-
-class PullEnded(Message):
-    """A model is there, or could not be fetched."""
-
-    def __init__(self, result: Installed | LocalLlamaError) -> None:
-        super().__init__()
-        self.result = result
-
-
-class PullChanged(Message):
-    """One of the pulls of the models screen is further, stands or asks something."""
+class PullChanged(Message, bubble=False):
+    """A pull is further, stands or asks something."""
 
     def __init__(self, pull: Pull) -> None:
         super().__init__()

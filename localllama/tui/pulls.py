@@ -50,7 +50,7 @@ class Pull:
         self._network = network
         self._changed = changed
         self._offer: pull.Offer | None = None
-        self._progress: Progress | None = None
+        self.progress: Progress | None = None
         self._agreed = self._stopped = self._dropped = False
         self._thread: threading.Thread | None = None
 
@@ -62,7 +62,7 @@ class Pull:
     @property
     def text(self) -> str:
         """The state in a few characters, with the share that is here."""
-        progress = self._progress
+        progress = self.progress
         if progress is None or not progress.total_bytes or self.state not in _MOVING:
             return self.state.value
         share = progress.done_bytes * 100 // progress.total_bytes
@@ -72,7 +72,7 @@ class Pull:
     @property
     def line(self) -> str:
         """The state with speed and time left."""
-        progress = self._progress
+        progress = self.progress
         if progress is None or self.state is not State.PULLING:
             return f"{self.name}: {self.text}"
         rate = f", {progress.bytes_per_second / 1e6:.1f} MB/s" if progress.bytes_per_second else ""
@@ -151,7 +151,7 @@ class Pull:
             while not self._stopped:
                 before = self.line
                 try:
-                    self._progress = next(work)
+                    self.progress = next(work)
                 except StopIteration as end:
                     self.installed = end.value
                     return

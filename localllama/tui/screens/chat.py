@@ -14,11 +14,12 @@ from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from localllama.chat.conversation import Conversation
-from localllama.chat.records import Attachment, Chat, StoredMessage, versions
+from localllama.chat.records import Attachment, Chat, versions
 from localllama.errors import InvalidParameter, LocalLlamaError, WorkerDied
 from localllama.tui import attach
 from localllama.tui.chats import ChatActions
 from localllama.tui.commands import Commands
+from localllama.tui.message_actions import MessageActions
 from localllama.tui.messages import ChatNamed, ModelChanged, ReplyChanged
 from localllama.tui.replies import Reply
 from localllama.tui.titles import Titles
@@ -66,13 +67,14 @@ class ChatScreen(Screen[None]):
         super().__init__()
         self.conversation: Conversation | None = None  # a chat begins with its first message
         self.chats = ChatActions(self)
+        self.messages = MessageActions(self)
         self.commands = Commands(self)
         self.settings: dict[str, object] = {}  # of a chat that is not begun
         self.system: str | None = None
         self.think: bool | None = None
         self._replies: dict[int, Reply] = {}
         self._views: dict[int, MessageView] = {}  # of the replies, where their chat is shown
-        self._editing: int | None = None
+        self.editing: int | None = None
         self._draw_after = 0.0
         self._told: LocalLlamaError | None = None  # why the model could not be loaded
 
@@ -110,14 +112,14 @@ class ChatScreen(Screen[None]):
             if message and all(shown.id != message for shown in self.conversation.branch):
                 self.conversation.show(message)
             self._load_model(self.conversation.chat)
-        self._editing = None
+        self.editing = None
         composer = self.query_one(Composer)
         composer.remove_class("editing")
         self.set_focus(composer)  # before anything is waited for: the next keys may go elsewhere
-        await self._show()
+        await self.show()
         self.chats.mark(chat)
         if message:
-            self._go_to(message)
+            self.go_to(message)
 
     def _load_model(self, chat: Chat) -> None:
         """Load what the chat was with, if it is there and no other reply would break off."""
@@ -136,7 +138,7 @@ class ChatScreen(Screen[None]):
             if now != _model_of(conversation.chat):
                 conversation.change(model=now[0], context_length=now[1])
 
-    async def _show(self) -> None:
+    async def show(self) -> None:
         """Show all of the present chat."""
         transcript = self.query_one(Transcript)
         self._views.clear()
@@ -148,15 +150,17 @@ class ChatScreen(Screen[None]):
             reply = self._replies.get(conversation.chat.id)
             branch = conversation.branch
             shown = branch[:-1] if reply is not None and reply.goes_on else branch
-            await transcript.open(shown, self._versions(conversation.chat.id))
+            await transcript.open(shown, self.versions(conversation.chat.id))
             if reply is not None:
                 await self._follow(reply)
         self._update_status()
 
-    def _versions(self, chat: int) -> dict[int, list[int]]:
+    def versions(self, chat: int) -> dict[int, list[int]]:
+        """Return the versions of each message of a chat."""
         return versions(self.app.history.messages(chat))
 
-    def _go_to(self, message: int) -> None:
+    def go_to(self, message: int) -> None:
+        """Put the cursor on a message, if it is mounted."""
         for view in self.query_one(Transcript).views:
             if view.message.id == message:
                 view.focus()
@@ -180,16 +184,16 @@ class ChatScreen(Screen[None]):
     async def say(self, text: str, files: tuple[Attachment, ...] = ()) -> None:
         """Send a message, or another version of the one that is edited."""
         self._need_model()
-        self._need_silence()
+        self.need_silence()
         conversation = self.conversation or self._begin()
-        edited, self._editing = self._editing, None
+        edited, self.editing = self.editing, None
         self.query_one(Composer).remove_class("editing")
         message = conversation.say(text, files, at=edited)
         if edited is not None or len(conversation.branch) == 1:
-            await self._show()
+            await self.show()
         else:
             await self.query_one(Transcript).add(message)
-        await self._reply(conversation)
+        await self.reply(conversation)
         self.chats.refresh()
 
     def _begin(self) -> Conversation:
@@ -206,7 +210,7 @@ class ChatScreen(Screen[None]):
             self.conversation.add(preset["role"], preset["content"])
         return self.conversation
 
-    async def _reply(self, conversation: Conversation) -> None:
+    async def reply(self, conversation: Conversation) -> None:
         """Let the model answer the end of the branch."""
         models = self.app.models
         if models.error is not None:
@@ -229,7 +233,8 @@ class ChatScreen(Screen[None]):
         if self.app.models.installed is None:
             raise InvalidParameter("no model is chosen", "Ctrl+O shows the installed ones")
 
-    def _need_silence(self) -> None:
+    def need_silence(self) -> None:
+        """Raise InvalidParameter while the model replies in this chat."""
         if self.conversation is not None and self.conversation.chat.id in self._replies:
             raise InvalidParameter("the model is still replying", "Esc stops it")
 
@@ -280,7 +285,7 @@ class ChatScreen(Screen[None]):
         if view is not None:
             last = reply.conversation.branch[-1]
             if reply.begun or reply.goes_on:
-                view.place = place_of(last, self._versions(chat))
+                view.place = place_of(last, self.versions(chat))
                 view.show(last)
             else:
                 await view.remove()
@@ -330,8 +335,8 @@ class ChatScreen(Screen[None]):
         reply = self._replies.get(conversation.chat.id) if conversation else None
         if reply is not None:
             reply.stop(alone=len(self._replies) == 1)
-        elif self._editing is not None:
-            self._editing = None
+        elif self.editing is not None:
+            self.editing = None
             composer.remove_class("editing")
             composer.write("")
         elif self.app.size.width < _NARROW:
@@ -364,17 +369,17 @@ class ChatScreen(Screen[None]):
     async def action_again(self) -> None:
         """Reply to the last message: for the first time, or with another version."""
         with self.app.telling():
-            conversation = self._conversation()
+            conversation = self.answerable()
             last = conversation.branch[-1]
             if last.role == "assistant":
                 conversation.again(last.id)
-                await self._show()
+                await self.show()
             await self._try_again(conversation)
 
     async def action_go_on(self) -> None:
         """Go on with a reply that was cut."""
         with self.app.telling():
-            conversation = self._conversation()
+            conversation = self.answerable()
             if not conversation.branch[-1].cut:
                 raise InvalidParameter("the last reply was not cut", "Ctrl+R makes another one")
             await self.query_one(Transcript).views[-1].remove()
@@ -383,12 +388,12 @@ class ChatScreen(Screen[None]):
     async def _try_again(self, conversation: Conversation) -> None:
         for trouble in self.query(".trouble"):
             await trouble.remove()
-        await self._reply(conversation)
+        await self.reply(conversation)
 
-    def _conversation(self) -> Conversation:
+    def answerable(self) -> Conversation:
         """The present chat, if there is something to reply to and a model to do it."""
         self._need_model()
-        self._need_silence()
+        self.need_silence()
         if self.conversation is None or not self.conversation.branch:
             raise InvalidParameter("nothing was said yet", "write a message first")
         return self.conversation
@@ -398,59 +403,12 @@ class ChatScreen(Screen[None]):
         if views := self.query_one(Transcript).views:
             views[-1].focus()
 
-    # what is wanted of a message
-
     @on(MessageView.Asked)
     async def _asked(self, event: MessageView.Asked) -> None:
         event.stop()
         with self.app.telling():
-            self._need_silence()
-            message = event.view.message
-            if event.what == "edit":
-                self._edit(message)
-            elif event.what == "again":
-                await self._again(message)
-            elif event.what == "pin":
-                await self._pin(message)
-            else:
-                await self._other_version(message, 1 if event.what == "newer" else -1)
-
-    def _edit(self, message: StoredMessage) -> None:
-        if message.role != "user":
-            raise InvalidParameter("only your own messages can be edited", "r replies anew")
-        composer = self.query_one(Composer)
-        composer.write(message.content, message.attachments)
-        composer.add_class("editing")
-        composer.focus()
-        self._editing = message.id
-        self.notify("Enter sends it as another version, Esc leaves it as it was")
-
-    async def _again(self, message: StoredMessage) -> None:
-        conversation = self._conversation()
-        branch = conversation.branch
-        at = next(i for i, shown in enumerate(branch) if shown.id == message.id)
-        if message.role == "user" and at + 1 < len(branch):
-            at += 1
-        if branch[at].role == "assistant":
-            conversation.again(branch[at].id)
-        await self._show()
-        await self._reply(conversation)
-        self.set_focus(self.query_one(Composer))
-
-    async def _pin(self, message: StoredMessage) -> None:
-        assert self.conversation is not None
-        self.conversation.pin(message.id, not message.pinned)
-        await self._show()
-        self._go_to(message.id)
-
-    async def _other_version(self, message: StoredMessage, step: int) -> None:
-        assert self.conversation is not None
-        ids = self._versions(self.conversation.chat.id)[message.id]
-        at = ids.index(message.id) + step
-        if 0 <= at < len(ids):
-            self.conversation.show(ids[at])
-            await self._show()
-            self._go_to(ids[at])
+            self.need_silence()
+            await self.messages.wish(event.what, event.view.message)
 
     # the list of chats
 

@@ -14,10 +14,10 @@ from textual.widgets import Input, Static
 
 from localllama.engine import sampling
 from localllama.errors import InvalidParameter
+from localllama.harmless import printable
 from localllama.tui.comparing import Contestant, Side
 from localllama.tui.messages import SideChanged
 from localllama.tui.screens.dialogs import Ask, Choose
-from localllama.tui.text import printable
 from localllama.tui.widgets.keys import Keys
 
 if TYPE_CHECKING:

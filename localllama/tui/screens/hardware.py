@@ -17,12 +17,12 @@ from localllama import catalog, doctor
 from localllama.amounts import size
 from localllama.doctor import Facts
 from localllama.errors import LocalLlamaError
+from localllama.harmless import printable
 from localllama.runner import Running
 from localllama.tui.details import columns
 from localllama.tui.gauges import Gauges, lines
 from localllama.tui.messages import Examined, Measured
 from localllama.tui.screens.confirm import Confirm
-from localllama.tui.text import printable
 from localllama.tui.widgets.keys import Keys
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from textual.widgets import DataTable, Input, Static
 from localllama import catalog, names
 from localllama.amounts import size
 from localllama.errors import LocalLlamaError, Offline
+from localllama.harmless import printable
 from localllama.tui import details
 from localllama.tui.listing import COLUMNS, Row, ordered, rows
 from localllama.tui.messages import (
@@ -32,7 +33,6 @@ from localllama.tui.messages import (
 from localllama.tui.pulls import Pull, State
 from localllama.tui.screens.confirm import Confirm
 from localllama.tui.screens.dialogs import Choose
-from localllama.tui.text import printable
 from localllama.tui.widgets.keys import Keys
 
 if TYPE_CHECKING:

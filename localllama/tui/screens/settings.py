@@ -16,6 +16,7 @@ from textual.widgets import DataTable, Static, Tab, Tabs
 from localllama import plan, presets
 from localllama.amounts import size
 from localllama.errors import InvalidParameter
+from localllama.harmless import printable
 from localllama.plan import KV_TYPES
 from localllama.presets import Preset
 from localllama.store import Installed
@@ -23,7 +24,6 @@ from localllama.tui.screens.chat import ChatScreen
 from localllama.tui.screens.dialogs import Ask, Choose
 from localllama.tui.screens.memory import Memory
 from localllama.tui.settings import CONTEXT, KV_TYPE, THEME, Scope, Setting, Settings
-from localllama.tui.text import printable
 from localllama.tui.widgets.keys import Keys
 
 if TYPE_CHECKING:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -11,12 +10,13 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Label, ProgressBar
 
-from localllama import names, pull
 from localllama.catalog import Catalog
-from localllama.config import Network
-from localllama.errors import LocalLlamaError
-from localllama.store import Installed, Store
-from localllama.tui.messages import PullAdvanced, PullEnded
+from localllama.store import Installed
+from localllama.tui.messages import PullChanged
+from localllama.tui.pulls import State
+
+if TYPE_CHECKING:
+    from localllama.tui.app import LocalLlamaApp
 
 STARTER = "smollm2:135m"
 
@@ -32,17 +32,16 @@ Others: Esc, then F2 shows what there is and what fits this machine."""
 class Welcome(ModalScreen[Installed | None]):
     """Offers the starter model; the result is the model once it is installed."""
 
+    app: LocalLlamaApp
+
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "pull", "Get SmolLM2 135M"),
         Binding("escape", "dismiss(None)", "Not now"),
     ]
 
-    def __init__(self, store: Store, known: Catalog, network: Network) -> None:
+    def __init__(self, known: Catalog) -> None:
         super().__init__()
-        self._store = store
         self._known = known
-        self._network = network
-        self._pulling = False
 
     def compose(self) -> ComposeResult:
         """Make the parts."""
@@ -61,43 +60,30 @@ class Welcome(ModalScreen[Installed | None]):
         self.query_one(ProgressBar).display = False
 
     def action_pull(self) -> None:
-        """Fetch the model in a thread."""
-        if not self._pulling:
-            self._pulling = True
-            self._note("looking for it...")
-            threading.Thread(target=self._pull, daemon=True).start()
-
-    def _pull(self) -> None:
-        result: Installed | LocalLlamaError
-        try:
-            offer = pull.look(
-                names.parse(STARTER), known=self._known, store=self._store, network=self._network
-            )
-            work = pull.pull(offer, store=self._store, network=self._network)
-            while True:
-                try:
-                    self.post_message(PullAdvanced(next(work)))
-                except StopIteration as end:
-                    result = end.value
-                    break
-        except LocalLlamaError as error:
-            result = error
-        self.post_message(PullEnded(result))
-
-    def on_pull_advanced(self, event: PullAdvanced) -> None:
-        """Show how far it is."""
-        progress, bar = event.progress, self.query_one(ProgressBar)
-        bar.display = bool(progress.total_bytes)
-        bar.update(total=progress.total_bytes or None, progress=progress.done_bytes)
-        self._note(progress.note or f"{progress.phase} {progress.item}")
-
-    def on_pull_ended(self, event: PullEnded) -> None:
-        """Go on with the model, or say why there is none."""
-        if isinstance(event.result, Installed):
-            self.dismiss(event.result)
+        """Fetch the model, or go on after trouble or a question."""
+        pull = self.app.pulls.by_name.get(STARTER)
+        if pull is not None and pull.state is State.ASKS:
+            pull.start(agreed=True)
         else:
-            self._pulling = False
-            self._note(f"{event.result.message}. {event.result.hint}\nEnter tries again")
+            self.app.pulls.start(STARTER, self._known)
+        self._note("looking for it...")
+
+    def on_pull_changed(self, event: PullChanged) -> None:
+        """Show how far it is, go on with the model, or say why there is none."""
+        pull = event.pull
+        if pull.name != STARTER:
+            return
+        if pull.installed is not None:
+            self.dismiss(pull.installed)
+        elif pull.error is not None:
+            self._note(f"{pull.error.message}. {pull.error.hint}\nEnter tries again")
+        elif pull.state is State.ASKS:
+            self._note(f"{pull.question}\nEnter gets it all the same")
+        elif pull.progress is not None:
+            progress, bar = pull.progress, self.query_one(ProgressBar)
+            bar.display = bool(progress.total_bytes)
+            bar.update(total=progress.total_bytes or None, progress=progress.done_bytes)
+            self._note(progress.note or f"{progress.phase} {progress.item}")
 
     def _note(self, text: str) -> None:
         self.query_one("#welcome-note", Label).update(text)

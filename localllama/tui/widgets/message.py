@@ -15,8 +15,8 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from localllama.chat.records import FAILED, StoredMessage
+from localllama.harmless import printable
 from localllama.tui.markdown import Lines, plain
-from localllama.tui.text import printable
 
 _ENDINGS = {
     "length": "cut at max_tokens",

@@ -17,7 +17,7 @@ from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option, OptionDoesNotExist
 
 from localllama.chat.records import Chat, Hit
-from localllama.tui.text import printable
+from localllama.harmless import printable
 
 
 class ChatList(OptionList):

@@ -1,0 +1,71 @@
+"""What is done with single messages: edited, replied to again, pinned, gone through in versions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from localllama.chat.records import StoredMessage
+from localllama.errors import InvalidParameter
+from localllama.tui.widgets.composer import Composer
+
+if TYPE_CHECKING:
+    from localllama.tui.screens.chat import ChatScreen
+
+
+class MessageActions:
+    """The messages of the chat that a screen shows."""
+
+    def __init__(self, screen: ChatScreen) -> None:
+        self._screen = screen
+
+    async def wish(self, what: str, message: StoredMessage) -> None:
+        """Do with a message what one of its keys says; raises InvalidParameter."""
+        if what == "edit":
+            self._edit(message)
+        elif what == "again":
+            await self._again(message)
+        elif what == "pin":
+            await self._pin(message)
+        else:
+            await self._other_version(message, 1 if what == "newer" else -1)
+
+    def _edit(self, message: StoredMessage) -> None:
+        if message.role != "user":
+            raise InvalidParameter("only your own messages can be edited", "r replies anew")
+        screen = self._screen
+        composer = screen.query_one(Composer)
+        composer.write(message.content, message.attachments)
+        composer.add_class("editing")
+        screen.set_focus(composer)
+        screen.editing = message.id
+        screen.notify("Enter sends it as another version, Esc leaves it as it was")
+
+    async def _again(self, message: StoredMessage) -> None:
+        screen = self._screen
+        conversation = screen.answerable()
+        branch = conversation.branch
+        at = next(i for i, shown in enumerate(branch) if shown.id == message.id)
+        if message.role == "user" and at + 1 < len(branch):
+            at += 1
+        if branch[at].role == "assistant":
+            conversation.again(branch[at].id)
+        await screen.show()
+        await screen.reply(conversation)
+        screen.set_focus(screen.query_one(Composer))
+
+    async def _pin(self, message: StoredMessage) -> None:
+        screen = self._screen
+        assert screen.conversation is not None
+        screen.conversation.pin(message.id, not message.pinned)
+        await screen.show()
+        screen.go_to(message.id)
+
+    async def _other_version(self, message: StoredMessage, step: int) -> None:
+        screen = self._screen
+        assert screen.conversation is not None
+        ids = screen.versions(screen.conversation.chat.id)[message.id]
+        at = ids.index(message.id) + step
+        if 0 <= at < len(ids):
+            screen.conversation.show(ids[at])
+            await screen.show()
+            screen.go_to(ids[at])
