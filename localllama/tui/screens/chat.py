@@ -316,7 +316,9 @@ class ChatScreen(Screen[None]):
     def _make_titles(self) -> None:
         """Ask the model for a title while nobody needs it."""
         app, engine = self.app, self.app.models.engine
-        if engine is not None and app.screen is self and app.idle and not self._replies:
+        if engine is None or engine.label.endpoint:  # nobody else's machine is asked unbidden
+            return
+        if app.screen is self and app.idle and not self._replies:
             self.titles.begin(engine)
 
     def _named(self, chat: int, title: str) -> None:
