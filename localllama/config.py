@@ -45,7 +45,7 @@ class Run:
     snapshots_bytes: int = 2_000_000_000  # of conversations' KV states on disk; 0 = none
     kv_type: str = ""  # of the KV cache, "" = let the program choose
     reserve_bytes: int = 512 << 20  # stays free on every device
-    slots: int = 4  # replies at once from one worker: they share its cells, so more cost nothing
+    slots: int = 0  # replies at once from one model; 0 = let the program choose
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from localllama.engine.client import Engine
 from localllama.engine.protocol import Status
 from localllama.engine.registry import Label, Record, Registry
 from localllama.engine.remote import RemoteEngine
-from localllama.errors import BadFile, DoesNotFit, StoreError, WorkerDied
+from localllama.errors import BadFile, DoesNotFit, InvalidParameter, StoreError, WorkerDied
 from localllama.files import storing
 from localllama.gguf_file import ModelInfo
 from localllama.hardware import Hardware
@@ -34,6 +34,11 @@ from localllama.paths import Paths
 from localllama.plan import HOST, Plan
 from localllama.store import Installed, Store
 
+# Replies at once share the KV cache: one more costs a row of logits. On a CPU sixteen together get
+# hardly more tokens a second than four, and each comes later (docs/benchmarks.md).
+_SLOTS = 4
+_SERVED_SLOTS = 16  # where memory is left for them
+MOST_SLOTS = 250  # llama.cpp has 256 sequences, of which some are kept for their tokens
 _ATTEMPTS = 3  # a worker may end in the moment in which it is joined
 
 
@@ -54,6 +59,7 @@ class Want:
     kv_type: str = ""
     no_gpu: bool = False
     require_gpu: bool = False
+    serves_many: bool = False  # as many replies at once as memory is left for
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,13 @@ def parameter_layers(model: Installed, config: Config) -> list[tuple[str, dict[s
 def planned(want: Want, info: ModelInfo, config: Config) -> plan.Want:
     """Return what to plan for: a worker that this module would start."""
     divisible = not plan.recurrent(info)
-    shape = LoadOptions(paths=(), context_length=0, slots=config.run.slots)
+    slots = config.run.slots or _SLOTS
+    if slots > MOST_SLOTS:
+        raise InvalidParameter(
+            f"{slots} replies at once are too many", f"llama.cpp can have {MOST_SLOTS}"
+        )
+    most = config.run.slots or _SERVED_SLOTS
+    shape = LoadOptions(paths=(), context_length=0, slots=slots)
     return plan.Want(
         context_length=want.context_length,
         gpu_layers=want.gpu_layers,
@@ -110,6 +122,8 @@ def planned(want: Want, info: ModelInfo, config: Config) -> plan.Want:
         kv_type=want.kv_type or config.run.kv_type,
         sequences=shape.sequences(divisible=divisible),
         outputs=shape.outputs(divisible=divisible),
+        slots=slots,
+        most_slots=most if want.serves_many and divisible else 0,
         no_gpu=want.no_gpu,
         require_gpu=want.require_gpu,
         force=want.force,
@@ -242,6 +256,8 @@ class Runner:
                 continue
             if want.require_gpu and not record.label.gpu_bytes:
                 continue
+            if self.config.run.slots not in (0, record.label.slots):
+                continue
             # Where no length was asked for, what the program chose before is as good as now.
             if record.context_length >= asked if asked > 0 else record.label.asked_context == asked:
                 engine = Engine.join(record, self.registry, self._keep_alive(want))
@@ -302,6 +318,8 @@ class Runner:
             layers=chosen.layers,
             gpu_layers=chosen.gpu_layers,
             explanation=plan.sentence(chosen),
+            slots=chosen.slots,
+            parallel=plan.parallel(chosen, wish),
             idle_gpu=plan.idle_gpu(chosen, machine, wish),
         )
         return Engine.start(_placed(options, chosen), self.registry, label)
@@ -315,12 +333,11 @@ class Runner:
         )
         return LoadOptions(
             paths=tuple(map(str, paths)),
-            context_length=0,  # the plan's, as all about devices
+            context_length=0,  # the plan's, as the slots and all about devices
             template=want.template or model.template,
             fallback_template=model.fallback_template,
             # More threads than the machine runs at once wait for each other at every step.
             threads=min(want.threads or self.config.run.threads, os.cpu_count() or 1),
-            slots=self.config.run.slots,
             keep_alive_seconds=self._keep_alive(want),
             snapshots=SnapshotOptions(
                 str(self.paths.snapshots), self.config.run.snapshots_bytes, _identity(model)
@@ -328,11 +345,13 @@ class Runner:
         )
 
     def _stop_smaller(self, key: str) -> None:
-        """End what a worker with a larger context replaces, unless somebody uses it."""
+        """End what a worker with a larger context or other slots replaces, unless it is used."""
         for running in self.running():
             same = running.record.label.key == key
             if same and running.status is not None and not running.status.clients:
-                self.registry.stop(running.record, "a larger context was opened", only_idle=True)
+                self.registry.stop(
+                    running.record, "it was opened with other limits", only_idle=True
+                )
 
     def _learn(self, engine: Engine) -> None:
         """Keep what the load really took, for later plans."""
@@ -436,6 +455,8 @@ def _placed(options: LoadOptions, chosen: Plan) -> LoadOptions:
     return msgspec.structs.replace(
         options,
         context_length=chosen.context_length,
+        cells=chosen.cells,
+        slots=chosen.slots,
         gpu_layers=chosen.gpu_layers,
         tensor_split=chosen.tensor_split,
         main_gpu=chosen.main_gpu,

@@ -66,7 +66,7 @@ def test_a_second_run_finds_the_model_loaded(runner: Runner) -> None:
     assert loaded["name"] == "smol:latest"
     assert (loaded["context_length"], loaded["clients"], loaded["running"]) == (512, 0, 0)
     table = cli.run("ps").stdout.splitlines()
-    assert table[0].split() == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"]
+    assert table[0].split() == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "PARALLEL", "UNTIL"]
     assert "100% CPU" in table[1]
     assert "from now" in table[1]
     assert cli.run("cp", "smol", "other").returncode == 0
@@ -86,6 +86,18 @@ def test_two_that_start_at_once_end_with_one_worker(runner: Runner) -> None:
     answers = [json.loads(process.communicate()[0]) for process in both]
     assert [bool(answer["text"]) for answer in answers] == [True, True]
     assert len(runner.running()) == 1
+
+
+def test_who_asks_for_a_number_of_replies_at_once_gets_it(runner: Runner, model: Installed) -> None:
+    with runner.open(model, WANT) as engine:
+        assert engine.record.label.slots == 4
+        assert "more would hardly be faster" not in engine.record.label.parallel
+    asked = Runner(runner.store, Config(run=Run(slots=2)), runner.paths)
+    with asked.open(model, WANT) as two, runner.open(model, WANT) as same:
+        assert two.record.label.slots == 2
+        assert same.record == two.record  # who asks for nothing takes what there is
+    (left,) = runner.running()
+    assert left.record == two.record
 
 
 def test_a_pipe_ends_with_the_reply_and_not_with_the_worker(runner: Runner) -> None:

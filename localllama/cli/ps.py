@@ -22,7 +22,7 @@ def ps_command(as_json: bool) -> None:
         output.as_json({"models": [_facts(running) for running in loaded]})
         return
     output.table(
-        ("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"),
+        ("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "PARALLEL", "UNTIL"),
         (
             (
                 running.record.label.name,
@@ -30,6 +30,7 @@ def ps_command(as_json: bool) -> None:
                 output.size(running.record.label.size_bytes),
                 running.processor,
                 str(running.record.context_length),
+                str(running.record.label.slots),
                 running.until,
             )
             for running in loaded
@@ -50,6 +51,8 @@ def _facts(running: Running) -> dict[str, Any]:
         "devices": {held.device: held.total_bytes for held in record.label.devices},
         "explanation": record.label.explanation,
         "context_length": record.context_length,
+        "slots": record.label.slots,
+        "parallel": record.label.parallel,
         "pid": record.pid,
         "started_at": record.started_at,
         "expires_at": expires.isoformat(timespec="seconds") if expires else None,

@@ -9,7 +9,7 @@ import click
 from localllama.cli import output
 from localllama.cli.app import App, offline_option
 from localllama.errors import InvalidParameter
-from localllama.runner import Runner
+from localllama.runner import MOST_SLOTS, Runner
 
 _EXAMPLES = """\b
 Examples:
@@ -26,6 +26,11 @@ Examples:
 @click.option("--api-key-file", type=click.Path(), help="A file with a key on each line.")
 @click.option("--insecure-no-auth", is_flag=True, help="Let everybody in the network in.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="A further name of this server.")
+@click.option(
+    "--parallel",
+    type=click.IntRange(1, MOST_SLOTS),
+    help="Replies at once from one model; default as many as are worth it here.",
+)
 @click.option(
     "--pull",
     "pulls",
@@ -44,6 +49,7 @@ def serve_command(
     api_key_file: str | None,
     insecure_no_auth: bool,
     allow_host: tuple[str, ...],
+    parallel: int | None,
     pulls: str | None,
     grace: int,
 ) -> None:
@@ -57,6 +63,9 @@ def serve_command(
     from localllama.server import serve
 
     app = App.start()
+    config = app.config
+    if parallel is not None:
+        config = replace(config, run=replace(config.run, slots=parallel))
     address = serve.parse_address(host or app.config.serve.host)
     if port is not None:
         address = replace(address, port=port)
@@ -72,9 +81,9 @@ def serve_command(
     with serve.listen(address) as sock:
         bound = replace(address, port=sock.getsockname()[1])
         serve.serve(
-            Runner(app.store, app.config, app.paths),
+            Runner(app.store, config, app.paths),
             app.store,
-            app.config,
+            config,
             sock,
             policy,
             grace_seconds=grace,

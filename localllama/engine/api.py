@@ -96,12 +96,14 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
 
     ``paths`` are the parts of one model in order; ``template`` is Jinja source that replaces the
     file's own (empty = the file's), ``fallback_template`` the name of a built-in one for files
-    without any. ``context_length`` in tokens. ``gpu_layers`` -1 = all. ``threads`` 0 = physical
+    without any. ``context_length`` in tokens: what one conversation has at most of the ``cells`` of
+    the KV cache (0 = all of them). ``gpu_layers`` -1 = all. ``threads`` 0 = physical
     cores.
     """
 
     paths: tuple[str, ...]
     context_length: int
+    cells: int = 0
     template: str = ""
     fallback_template: str = ""
     gpu_layers: int = -1

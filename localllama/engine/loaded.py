@@ -22,8 +22,8 @@ from localllama.plan import HOST, require_possible
 class LoadedModel:
     """Loads a model as LoadOptions say; ``ready`` tells what came of it.
 
-    The context is one pool of ``context_length`` cells, whatever the number of slots: one
-    conversation may use all of it when it is alone, several share it.
+    The context is one pool of ``cells``, whatever the number of slots: one conversation may use
+    ``context_length`` of them, which may be all, and several share them.
     """
 
     def __init__(self, options: LoadOptions, on_progress: Callable[[float], object]) -> None:
@@ -57,8 +57,9 @@ class LoadedModel:
         self.sequences = options.sequences(divisible=self.divisible)
         self.prompter = Prompter(model.vocab, model.chat_template, options)
         threads = options.threads or _physical_cores()
+        self.cells = options.cells or options.context_length
         self.context = model.context(
-            options.context_length,
+            self.cells,
             threads=threads,
             sequences=self.sequences,
             outputs=options.outputs(divisible=self.divisible),

@@ -36,7 +36,8 @@ _CLOCK_SECONDS = 2.0  # Linux counts from a boot time that moves when the clock 
 class Label(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker holds, for people and for comparing; or which ``endpoint`` stands for one.
 
-    ``key`` is equal for workers that can stand in for each other, except for the context length.
+    ``key`` is equal for workers that can stand in for each other, except for the context length
+    and the slots.
     ``asked_context`` 0 = the program chose the length, -1 = the longest that fits. ``mapped_bytes``
     of the host's are pages of the file, which the system counts as available.
     """
@@ -51,6 +52,8 @@ class Label(msgspec.Struct, frozen=True, kw_only=True):
     layers: int = 0  # the output counts as one
     gpu_layers: int = 0
     explanation: str = ""  # where it runs and with what context, in a sentence
+    slots: int = 1  # replies at once
+    parallel: str = ""  # how many, and why, in words
     idle_gpu: str = ""  # why a GPU computes nothing of it
     endpoint: str = ""
 

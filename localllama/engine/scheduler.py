@@ -90,7 +90,7 @@ class Scheduler:
         self._slots = options.slots
         self._cache = Cache(
             self._context,
-            self._model.context_length,
+            self._model.cells,
             self._model.sequences,
             divisible=self._model.divisible,
             idle_cells=_IDLE_CELLS if options.flash_attention is False else sys.maxsize,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from localllama.plan.correct import corrected, options
 from localllama.plan.estimate import memory_bytes
-from localllama.plan.explain import idle_gpu, rows, sentence
+from localllama.plan.explain import idle_gpu, parallel, rows, sentence
 from localllama.plan.fit import alternatives, fit, require_possible
 from localllama.plan.formula import KV_TYPES, recurrent
 from localllama.plan.learned import Error, Load, errors, kind_of, loads, ratios, record
@@ -35,6 +35,7 @@ __all__ = [
     "loads",
     "memory_bytes",
     "options",
+    "parallel",
     "ratios",
     "record",
     "recurrent",

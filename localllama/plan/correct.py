@@ -11,13 +11,14 @@ from localllama.plan.types import HOST, Plan, Use, Want
 
 def options(plan: Plan, want: Want, rpc_servers: tuple[str, ...] = ()) -> Options:
     """Return what to simulate for ``plan``."""
+    more = plan.slots - want.slots
     return Options(
-        context_length=plan.context_length,
+        context_length=plan.cells,
         gpu_layers=plan.gpu_layers,
         kv_type=plan.kv_type,
         batch_tokens=plan.batch_tokens,
-        sequences=want.sequences,
-        outputs=want.outputs,
+        sequences=want.sequences + more,
+        outputs=want.outputs + more,
         tensor_split=plan.tensor_split,
         repack=plan.repack,
         flash_attention=plan.flash_attention,

@@ -15,6 +15,21 @@ def sentence(plan: Plan) -> str:
     return f"{_where(plan)}, with a context of {plan.context_length} tokens{_context(plan)}."
 
 
+def parallel(plan: Plan, want: Want) -> str:
+    """Return how many replies there can be at once, and why.
+
+    >>> # 12 replies at once, with a KV cache of 49152 tokens for all of them
+    """
+    said = f"{plan.slots} replies at once" if plan.slots > 1 else "one reply at a time"
+    if plan.cells > plan.context_length:
+        said += f", with a KV cache of {plan.cells} tokens for all of them"
+    if plan.slots >= want.most_slots:
+        return said
+    if plan.gpu_layers < plan.layers:
+        return f"{said}: with layers on the CPU more would hardly be faster"
+    return f"{said}: there is no memory for more conversations of this length"
+
+
 def idle_gpu(plan: Plan, hardware: Hardware, want: Want) -> str:
     """Return why a GPU of this machine computes nothing although nobody excluded it, else ""."""
     if want.no_gpu or want.gpu_layers == 0 or plan.gpu_layers:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from localllama.amounts import size
 from localllama.errors import DoesNotFit, InvalidParameter
 from localllama.gguf_file import ModelInfo
 from localllama.hardware import Device, Hardware
-from localllama.plan.formula import Compute, Model, cells_for, row_bytes
+from localllama.plan import refusals
+from localllama.plan.formula import Compute, Model, cells_for, longest_pool, row_bytes
 from localllama.plan.learned import kind_of
 from localllama.plan.types import HOST, MOST, SMALLEST_USEFUL_CONTEXT, Plan, Use, Want
 
@@ -55,10 +55,10 @@ def fit(
         if want.force:
             return failed
         choices = alternatives(info, hardware, want, corrections)
-        raise _does_not_fit(failed, [text for text, _ in choices], hardware, want)
+        raise refusals.does_not_fit(failed, [text for text, _ in choices], hardware, want)
     if want.require_gpu and not plan.gpu_layers:
-        raise _no_gpu(fitter.gpus)
-    return plan
+        raise refusals.no_gpu(fitter.gpus)
+    return fitter.shared(plan)
 
 
 def require_possible(context_length: int, trained_context_length: int) -> None:
@@ -78,6 +78,8 @@ class _Load:
     gpu_layers: int
     context_length: int
     kv_type: str
+    slots: int = 0  # beyond those that are asked for
+    cells: int = 0  # beyond the context's
 
 
 class _Fitter:
@@ -89,6 +91,7 @@ class _Fitter:
         self.gpus = () if want.no_gpu else hardware.gpus
         self._model = Model.of(info, hardware.cpu_features)
         self._trained = info.context_length
+        self._longest_pool = longest_pool(info)
         self._want = want
         self._corrections = corrections
         self._host_bytes = max(0, hardware.memory.available_bytes - want.reserve_bytes)
@@ -116,6 +119,23 @@ class _Fitter:
         layers = self._fixed_layers() if self._want.gpu_layers >= 0 else 0
         load = _Load(layers, self._least_context(), self._kv_types[0])
         return replace(self._place(load, mmap=self._want.mmap, repack=False), fits=False)
+
+    def shared(self, plan: Plan) -> Plan:
+        """Return ``plan`` with cells for as many conversations as are wanted and fit.
+
+        On GPUs alone: steps of the CPU take longer with each reply, and its memory is everybody's.
+        """
+        if plan.gpu_layers < plan.layers:
+            return plan
+        load = _Load(plan.gpu_layers, plan.context_length, plan.kv_type)
+        most = min(self._share_cells(plan.gpu_layers), self._longest_pool)
+        for slots in range(self._want.most_slots, 1, -1):
+            cells = slots * min(plan.context_length, SMALLEST_USEFUL_CONTEXT)
+            if cells <= max(most, plan.context_length):
+                more = max(0, slots - plan.slots), max(0, cells - plan.context_length)
+                if found := self._try(replace(load, slots=more[0], cells=more[1])):
+                    return found
+        return plan
 
     def _fixed_layers(self) -> int:
         asked = max(0, self._want.gpu_layers)
@@ -151,11 +171,14 @@ class _Fitter:
             return self._want.context_length
         if self._want.context_length == MOST:
             return self._trained
+        return min(self._trained, max(self._share_cells(gpu_layers), SMALLEST_USEFUL_CONTEXT))
+
+    def _share_cells(self, gpu_layers: int) -> int:
+        """Return the cells of a KV cache that takes no more than its share."""
         everywhere = gpu_layers == self._model.layers
         budget = sum(self._budgets) if everywhere else self._host_bytes + sum(self._budgets)
         per_token = self._model.sums[-1].kv_bytes(1, self._kv_types[0])
-        longest = budget // _KV_SHARE // max(1, per_token) // _CONTEXT_STEP * _CONTEXT_STEP
-        return min(self._trained, max(longest, SMALLEST_USEFUL_CONTEXT))
+        return budget // _KV_SHARE // max(1, per_token) // _CONTEXT_STEP * _CONTEXT_STEP
 
     def _grown(self, plan: Plan, most: int) -> Plan:
         """Return ``plan`` with the longest context up to ``most`` that still fits."""
@@ -179,10 +202,12 @@ class _Fitter:
 
     def _place(self, load: _Load, *, mmap: bool, repack: bool) -> Plan:
         """Return what one way to load takes of each device, and whether that is there."""
-        model, cells = self._model, cells_for(load.context_length)
+        model, want = self._model, self._want
+        cells = cells_for(load.context_length + load.cells)
         flash, batch_tokens = self._attention(load, cells)
         on_host = model.layers - load.gpu_layers
-        outputs = max(self._want.outputs, self._want.sequences)
+        sequences = want.sequences + load.slots
+        outputs = max(want.outputs + load.slots, sequences)
         compute = Compute(
             model=model,
             cells=cells,
@@ -206,10 +231,12 @@ class _Fitter:
             tensor_split=shares if len(shares) > 1 and used else (),
             main_gpu=used[0] if used else 0,
             mmap=mmap,
-            mlock=self._want.mlock,
+            mlock=want.mlock,
             repack=repack,
             flash_attention=flash,
             uses=(*uses, host),
+            slots=want.slots + load.slots,
+            cells=load.context_length + load.cells,
             fits=self._fits((*uses, host)),
         )
 
@@ -272,7 +299,7 @@ class _Fitter:
         weights, repacked = self._model.host_weights(layers)
         repacked = repacked if repack else 0
         compute_bytes = compute.layers_bytes() if layers else compute.input_bytes()
-        sequences = self._want.sequences
+        sequences = self._want.sequences + load.slots
         return Use(
             device=HOST,
             layers=layers,
@@ -336,42 +363,6 @@ def _kv_types(info: ModelInfo, want: Want) -> tuple[str, ...]:
             f"the KV cache cannot be {want.kv_type} {problem}", "take f16, the default"
         )
     return (want.kv_type,)
-
-
-def _no_gpu(gpus: tuple[Device, ...]) -> DoesNotFit:
-    if not gpus:
-        return DoesNotFit(
-            "a GPU is required, and llama.cpp sees none", "localllama doctor tells why"
-        )
-    return DoesNotFit(
-        "a GPU is required, and not one layer fits on it",
-        "take a smaller context (--ctx), a smaller model or quantization type",
-    )
-
-
-def _does_not_fit(
-    failed: Plan, choices: Sequence[str], hardware: Hardware, want: Want
-) -> DoesNotFit:
-    """Explain by the whole machine, or by the device that lacks most, and name what would fit."""
-    gpus = () if want.no_gpu else hardware.gpus
-    extra = sum(
-        use.available_bytes for use, gpu in zip(failed.uses, gpus, strict=False) if not gpu.unified
-    )
-    over = max(failed.uses, key=lambda use: use.total_bytes - use.available_bytes)
-    needed, available, where = over.total_bytes, over.available_bytes, f"memory on {over.device}"
-    if over.device == HOST:
-        available, where = available + extra, "memory"
-    beside = f" beside the reserve of {size(want.reserve_bytes)}" if want.reserve_bytes else ""
-    return DoesNotFit(
-        f"the model needs {size(needed)} of {where} with a context of "
-        f"{failed.context_length} tokens, and {size(available)} are available{beside}",
-        f"what fits: {', or '.join(choices)}; --force tries it all the same"
-        if choices
-        else "close other programs, or take a smaller quantization type or a smaller model; "
-        "--force tries it all the same",
-        needed_bytes=needed,
-        available_bytes=available,
-    )
 
 
 def alternatives(

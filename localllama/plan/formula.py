@@ -9,6 +9,7 @@ compressed keys (MLA), are counted in full.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
@@ -202,6 +203,15 @@ def recurrent(info: ModelInfo) -> bool:
     """Whether the model keeps a state for a sequence, maybe beside a KV cache."""
     prefixes = tuple(f"{info.architecture}.{kind}." for kind in _STATES)
     return any(key.startswith(prefixes) for key in info.metadata)
+
+
+def longest_pool(info: ModelInfo) -> int:
+    """Return the most cells that leave shorter contexts as they are.
+
+    llama.cpp chooses by them how longrope turns positions.
+    """
+    found = info.metadata.get(f"{info.architecture}.rope.scaling.original_context_length")
+    return found if isinstance(found, int) else sys.maxsize
 
 
 def cells_for(context_length: int) -> int:

@@ -16,8 +16,10 @@ class Want:
     ``context_length`` 0 = the plan's choice, -1 = the most that fits. ``gpu_layers`` -1 = as many
     as fit. ``gpu_memory_bytes`` caps what is taken of each GPU, in order; one value holds for all.
     ``kv_type`` "" = f16, or q8_0 where that keeps the model on the GPU. ``sequences`` share the
-    cells, and a batch has ``outputs`` rows of logits. ``reserve_bytes`` stays free on every device:
-    drivers' workspaces, a desktop, the page cache.
+    cells, ``slots`` of them for replies, and a batch has ``outputs`` rows of logits. Where GPUs
+    that hold the whole model have memory left, there are cells for up to ``most_slots``
+    conversations. ``reserve_bytes`` stays free on every device: drivers' workspaces, a desktop, the
+    page cache.
     """
 
     context_length: int = 0
@@ -27,6 +29,8 @@ class Want:
     batch_tokens: int = 512
     sequences: int = 1
     outputs: int = 1
+    slots: int = 1
+    most_slots: int = 0
     no_gpu: bool = False
     require_gpu: bool = False  # fail rather than compute everything on the CPU
     force: bool = False  # plan although it does not fit
@@ -70,7 +74,8 @@ class Plan:
 
     ``layers`` counts the output layer too, as llama.cpp does: ``gpu_layers`` of it are on GPUs.
     ``tensor_split`` is the share of each GPU in layers, () with less than two. ``uses`` has the
-    GPUs in llama.cpp's order and the host last. ``fits`` is False only with ``force``.
+    GPUs in llama.cpp's order and the host last. ``slots`` replies at once share ``cells`` of the KV
+    cache, of which each has ``context_length`` at most. ``fits`` is False only with ``force``.
     """
 
     gpu_layers: int
@@ -86,6 +91,8 @@ class Plan:
     repack: bool
     flash_attention: bool | None
     uses: tuple[Use, ...]
+    slots: int
+    cells: int
     fits: bool = True
 
     @property

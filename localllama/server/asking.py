@@ -129,6 +129,7 @@ class Asker:
             gpu_layers=loading.get("num_gpu", -1),
             threads=loading.get("num_thread", 0),
             keep_alive_seconds=seconds,
+            serves_many=True,
         )
 
     def think(self, model: Installed, asked: bool | str | None) -> bool | None:

@@ -7,9 +7,18 @@ a buffer that its request reads at its own pace, so that a slow reader holds up 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -25,6 +34,7 @@ from localllama.store import Installed
 
 T = TypeVar("T")
 
+_LOG = logging.getLogger("localllama.server")
 _THREADS = 256  # made as they are needed: one a running reply, download or hash
 
 
@@ -92,10 +102,14 @@ class _Loaded:
     once, so that the next ones are prepared when a slot becomes free; the others wait here, each
     client for its turn."""
 
-    def __init__(self, opening: asyncio.Task[Engine], slots: int) -> None:
-        self.opening = opening
-        self.places = Turns(2 * slots)
+    def __init__(self, opening: Awaitable[Engine]) -> None:
+        self.opening = asyncio.create_task(self._open(opening))
         self.users = 0
+
+    async def _open(self, opening: Awaitable[Engine]) -> Engine:
+        engine = await opening
+        self.places = Turns(2 * engine.record.label.slots)
+        return engine
 
 
 class _Place:
@@ -230,8 +244,8 @@ class Models:
             )
         loaded = self._loaded.get(key)
         if loaded is None:
-            opening = asyncio.create_task(self.run(lambda: self.runner.open(model, want)))
-            loaded = self._loaded[key] = _Loaded(opening, self.runner.config.run.slots)
+            opening = self.run(lambda: self._open(model, want))
+            loaded = self._loaded[key] = _Loaded(opening)
         loaded.users += 1
         self._waiting += 1
         try:
@@ -247,6 +261,13 @@ class Models:
         finally:
             self._waiting -= 1
         return loaded
+
+    def _open(self, model: Installed, want: Want) -> Engine:
+        engine = self.runner.open(model, want)
+        if not engine.joined:
+            label = engine.record.label
+            _LOG.info("loaded %s: %s %s", model.name, label.explanation, label.parallel)
+        return engine
 
     async def _exit(self, key: _Key, loaded: _Loaded, place: _Place) -> None:
         await place.over()  # only then has the worker a slot again

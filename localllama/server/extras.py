@@ -56,6 +56,8 @@ class PlanReply(msgspec.Struct, kw_only=True):
     text: str
     fits: bool
     context_length: int
+    parallel: int
+    kv_cells: int
     gpu_layers: int
     layers: int
     total_bytes: int
@@ -108,6 +110,8 @@ class Extras:
             text=plan.sentence(found),
             fits=found.fits,
             context_length=found.context_length,
+            parallel=found.slots,
+            kv_cells=found.cells,
             gpu_layers=found.gpu_layers,
             layers=found.layers,
             total_bytes=found.total_bytes,

@@ -98,6 +98,8 @@ class Shelf:
             expires_at=expires.replace("+00:00", "Z"),
             size_vram=label.gpu_bytes,
             context_length=running.record.context_length,
+            parallel=label.slots,
+            explanation=f"{label.explanation} {label.parallel}",
         )
 
     def _shown(self, model: Installed, *, verbose: bool) -> wire.Shown:

@@ -242,6 +242,8 @@ class Process(Out, kw_only=True):
     expires_at: str
     size_vram: int
     context_length: int
+    parallel: int
+    explanation: str
 
 
 class Processes(Out, kw_only=True):

@@ -36,6 +36,7 @@ def load(
     context_length: int = 2048,
     *,
     slots: int = 1,
+    cells: int = 0,
     keep_alive_seconds: float = 0,
     snapshots: SnapshotOptions | None = None,
     on_progress: Callable[[float], None] | None = None,
@@ -48,6 +49,7 @@ def load(
         context_length=context_length,
         threads=1,
         slots=slots,
+        cells=cells,
         keep_alive_seconds=keep_alive_seconds,
         snapshots=snapshots or SnapshotOptions(),
     )
