@@ -279,7 +279,7 @@ def test_force_plans_it_all_the_same(infos: dict[str, ModelInfo]) -> None:
 NAMES = st.sampled_from([*LLAMA2, "Llama-3.2-1B"])
 MEMORY = st.integers(1 * GB, 60 * GB)
 CARDS = st.lists(st.integers(GB // 2, 30 * GB), max_size=3)
-CONTEXTS = st.one_of(st.just(0), st.just(MOST), st.integers(1, 140_000))
+CONTEXTS = st.one_of(st.just(0), st.just(MOST), st.integers(1, 131_072))
 
 
 @settings(deadline=None, max_examples=80)
@@ -330,7 +330,7 @@ def test_more_vram_never_means_fewer_layers(
 
 
 @settings(deadline=None, max_examples=25)
-@given(NAMES, MEMORY, CARDS, st.integers(1, 140_000))
+@given(NAMES, MEMORY, CARDS, st.integers(1, 131_072))
 def test_every_choice_that_is_named_fits(
     infos: dict[str, ModelInfo], name: str, ram: int, cards: list[int], context_length: int
 ) -> None:

@@ -6,12 +6,12 @@ context or a KV cache of q8_0; some layers there; the host alone. What was asked
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from localllama.errors import DoesNotFit, InvalidParameter
+from localllama.errors import InvalidParameter
 from localllama.gguf_file import ModelInfo
 from localllama.hardware import Device, Hardware
 from localllama.plan import refusals
