@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import UNSET
 
@@ -29,8 +29,10 @@ from localllama.server.asking import DROP, SHIFT, STOP, Ask, Asker, own_messages
 from localllama.server.bridge import Models
 from localllama.server.http import left_out, require_shallow
 from localllama.server.library import thinks
-from localllama.server.reply import Said, Thought, Whole
+from localllama.server.reply import Said, Thought
 from localllama.store import Installed
+
+T = TypeVar("T", wire.Chatted, wire.Generated)
 
 _BILLION = 1_000_000_000
 
@@ -75,9 +77,7 @@ class Ollama:
             reason = await self._load(model, want)
             return _chatted(request.model, "", done_reason=reason)
         ask = self._chat(model, want, sampling, request)
-        if request.stream is False:
-            return _whole_chat(request.model, await reply.whole(self._models, ask), clock)
-        return self._chat_pieces(request.model, ask, clock)
+        return await self._answer(request, ask, clock, _chatted)
 
     def _chat(
         self, model: Installed, want: Want, sampling: Sampling, request: wire.ChatRequest
@@ -90,34 +90,6 @@ class Ollama:
             keep_tokens=_kept(model, request),
         )
         return self._asker.conversation(model, want, asked, policy=_policy(request))
-
-    async def _chat_pieces(
-        self, name: str, ask: Ask, clock: _Clock
-    ) -> AsyncGenerator[wire.Chatted | Truncated, None]:
-        truncated: Truncated | None = None
-        calls = 0
-        async with aclosing(reply.parts(self._models, ask)) as parts:
-            async for part in parts:
-                match part:
-                    case Said():
-                        yield _chatted(name, part.text, logprobs=_logprobs(part.logprobs))
-                    case Thought():
-                        yield _chatted(name, "", thought=part.text)
-                    case ToolCall():
-                        yield _chatted(name, "", calls=[_call(calls, part)])
-                        calls += 1
-                    case Truncated():
-                        truncated = reply.more(truncated, part)
-                        yield part
-                    case Done():
-                        counts = clock.counts(part)
-                        yield _chatted(
-                            name,
-                            "",
-                            done_reason=_reason(part),
-                            truncated=left_out(truncated),
-                            **counts,
-                        )
 
     # generate
 
@@ -132,9 +104,7 @@ class Ollama:
             reason = await self._load(model, want)
             return _generated(request.model, "", done_reason=reason)
         ask = self._generate(model, want, sampling, request)
-        if request.stream is False:
-            return _whole_text(request.model, await reply.whole(self._models, ask), clock)
-        return self._text_pieces(request.model, ask, clock)
+        return await self._answer(request, ask, clock, _generated)
 
     def _generate(
         self, model: Installed, want: Want, sampling: Sampling, request: wire.GenerateRequest
@@ -180,30 +150,6 @@ class Ollama:
             thinking=thinking.opens(template),
         )
 
-    async def _text_pieces(
-        self, name: str, ask: Ask, clock: _Clock
-    ) -> AsyncGenerator[wire.Generated | Truncated, None]:
-        truncated: Truncated | None = None
-        async with aclosing(reply.parts(self._models, ask)) as parts:
-            async for part in parts:
-                match part:
-                    case Said():
-                        yield _generated(name, part.text, logprobs=_logprobs(part.logprobs))
-                    case Thought():
-                        yield _generated(name, "", thinking=part.text)
-                    case Truncated():
-                        truncated = reply.more(truncated, part)
-                        yield part
-                    case Done():
-                        yield _generated(
-                            name,
-                            "",
-                            done_reason=_reason(part),
-                            context=list(part.tokens) or UNSET,
-                            truncated=left_out(truncated),
-                            **clock.counts(part),
-                        )
-
     # embeddings
 
     async def embed(self, request: wire.EmbedRequest) -> wire.Embedded:
@@ -245,7 +191,44 @@ class Ollama:
             self._models, model, want, texts, truncate=truncates, dimensions=dimensions
         )
 
-    # both
+    # what they share
+
+    async def _answer(
+        self, request: wire.Asked, ask: Ask, clock: _Clock, make: Callable[..., T]
+    ) -> T | AsyncGenerator[T | Truncated, None]:
+        """Return the reply, or what yields its pieces; ``make`` makes an object of each."""
+        if request.stream is not False:
+            return self._pieces(request.model, ask, clock, make)
+        found = await reply.whole(self._models, ask)
+        return make(
+            request.model,
+            found.text,
+            thought=found.thought,
+            calls=[_call(index, call) for index, call in enumerate(found.calls)],
+            logprobs=_logprobs(found.logprobs),
+            **_end(found.done, found.truncated, clock),
+        )
+
+    async def _pieces(
+        self, name: str, ask: Ask, clock: _Clock, make: Callable[..., T]
+    ) -> AsyncGenerator[T | Truncated, None]:
+        truncated: Truncated | None = None
+        calls = 0
+        async with aclosing(reply.parts(self._models, ask)) as parts:
+            async for part in parts:
+                match part:
+                    case Said():
+                        yield make(name, part.text, logprobs=_logprobs(part.logprobs))
+                    case Thought():
+                        yield make(name, "", thought=part.text)
+                    case ToolCall():
+                        yield make(name, "", calls=[_call(calls, part)])
+                        calls += 1
+                    case Truncated():
+                        truncated = reply.more(truncated, part)
+                        yield part
+                    case Done():
+                        yield make(name, "", **_end(part, truncated, clock))
 
     def _chosen(self, model: Installed, request: wire.Asked) -> tuple[Want, Sampling]:
         """Return how to load and how to choose tokens; raises InvalidParameter."""
@@ -320,17 +303,29 @@ def _logprob(one: TokenLogprob) -> wire.Logprob:
     )
 
 
+def _end(done: Done, truncated: Truncated | None, clock: _Clock) -> dict[str, Any]:
+    """What the last object of a reply tells."""
+    return {
+        "done_reason": _reason(done),
+        "tokens": done.tokens,
+        "truncated": left_out(truncated),
+        **clock.counts(done),
+    }
+
+
 def _chatted(
     name: str,
     text: str,
     *,
     thought: str = "",
-    calls: list[wire.ToolCallReply] | None = None,
+    calls: Sequence[wire.ToolCallReply] = (),
+    tokens: Sequence[int] = (),
     done_reason: str = "",
     **more: Any,
 ) -> wire.Chatted:
+    """An object of a chat, in which tokens have no place."""
     message = wire.MessageReply(
-        role="assistant", content=text, thinking=thought or UNSET, tool_calls=calls or UNSET
+        role="assistant", content=text, thinking=thought or UNSET, tool_calls=list(calls) or UNSET
     )
     return wire.Chatted(
         model=name,
@@ -342,38 +337,24 @@ def _chatted(
     )
 
 
-def _generated(name: str, text: str, *, done_reason: str = "", **more: Any) -> wire.Generated:
+def _generated(
+    name: str,
+    text: str,
+    *,
+    thought: str = "",
+    calls: Sequence[wire.ToolCallReply] = (),
+    tokens: Sequence[int] = (),
+    done_reason: str = "",
+    **more: Any,
+) -> wire.Generated:
+    """An object of a continued prompt, which has no tools to call."""
     return wire.Generated(
         model=name,
         created_at=now(),
         response=text,
+        thinking=thought or UNSET,
         done=bool(done_reason),
         done_reason=done_reason or UNSET,
+        context=list(tokens) or UNSET,
         **more,
-    )
-
-
-def _whole_chat(name: str, found: Whole, clock: _Clock) -> wire.Chatted:
-    return _chatted(
-        name,
-        found.text,
-        thought=found.thought,
-        calls=[_call(index, call) for index, call in enumerate(found.calls)],
-        done_reason=_reason(found.done),
-        logprobs=_logprobs(found.logprobs),
-        truncated=left_out(found.truncated),
-        **clock.counts(found.done),
-    )
-
-
-def _whole_text(name: str, found: Whole, clock: _Clock) -> wire.Generated:
-    return _generated(
-        name,
-        found.text,
-        thinking=found.thought or UNSET,
-        done_reason=_reason(found.done),
-        context=list(found.done.tokens) or UNSET,
-        logprobs=_logprobs(found.logprobs),
-        truncated=left_out(found.truncated),
-        **clock.counts(found.done),
     )
