@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import models
+from tests.support import models, servers
 
 # Where a shell runs the tests in the background, SIGINT is ignored, and so it would be by the
 # processes that tests interrupt.
@@ -18,6 +19,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def smollm2() -> Path:
     """The file of the real model."""
     return models.smollm2()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Iterator[servers.Server]:
+    """A server of the real model, for one file of tests."""
+    home = tmp_path_factory.mktemp("served") / "home"
+    servers.install(home, smollm2)
+    with servers.served(home) as running:
+        yield running
 
 
 @pytest.fixture

@@ -1,0 +1,21 @@
+"""What no other API has: tokens, plans, the document."""
+
+from __future__ import annotations
+
+import httpx2
+
+from tests.support.servers import MODEL, Server
+
+
+def test_tokens_plans_and_the_document(server: Server) -> None:
+    with httpx2.Client(base_url=server.url, timeout=60) as http:
+        tokens = http.post("/api/tokenize", json={"model": MODEL, "text": "Hello there"}).json()
+        assert len(tokens["tokens"]) == 2
+        text = http.post("/api/detokenize", json={"model": MODEL, "tokens": tokens["tokens"]})
+        assert text.json()["text"] == "Hello there"
+        found = http.post("/api/plan", json={"model": MODEL, "num_ctx": 512}).json()
+        assert found["context_length"] == 512
+        assert found["devices"]
+        assert http.get("/health").json() == {"status": "ok"}
+        paths = http.get("/openapi.json").json()["paths"]
+        assert {"/api/chat", "/v1/chat/completions", "/v1/messages"} <= set(paths)
