@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from localllama import errors
-from localllama.errors import LocalLlamaError
+from localllama.errors import InvalidParameter, LocalLlamaError
 
 OPENAI = "/v1/"
 ANTHROPIC = "/v1/messages"
@@ -39,6 +39,16 @@ class Busy(LocalLlamaError):
     """As many requests wait as are allowed to."""
 
     code = "busy"
+
+
+class Unsupported(InvalidParameter):
+    """A parameter of the API that this server does not have."""
+
+    code = "unsupported_parameter"
+
+    def __init__(self, message: str, hint: str = "", *, parameter: str = "") -> None:
+        super().__init__(message, hint)
+        self.parameter = parameter
 
 
 class Ending(LocalLlamaError):
@@ -130,4 +140,5 @@ def body(error: LocalLlamaError, path: str) -> dict[str, Any]:
         return {"type": "error", "error": {"type": kind, "message": message}}
     kind = "server_error" if code >= 500 else _OPENAI_TYPES.get(code, "invalid_request_error")
     known = _OPENAI_CODES.get(error.code, error.code)
-    return {"error": {"message": message, "type": kind, "param": None, "code": known}}
+    parameter = error.parameter if isinstance(error, Unsupported) else None
+    return {"error": {"message": message, "type": kind, "param": parameter, "code": known}}

@@ -1,11 +1,13 @@
-"""OpenAI's API: chat completions and models; completions and embeddings are in openai_text."""
+"""OpenAI's API: chat completions and models.
+
+Completions and embeddings are in openai_text, responses in responses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import datetime
-from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -20,11 +22,22 @@ from localllama.engine.api import (
 )
 from localllama.errors import InvalidParameter
 from localllama.server import openai_types as wire
-from localllama.server import options, reply, tools
+from localllama.server import options, reply, responses, tools
 from localllama.server.asking import DROP, STOP, Ask, Asker
 from localllama.server.bridge import Models
 from localllama.server.http import ServerSentEvents, left_out, require_shallow
-from localllama.server.openai_common import Head, bound, chosen, reason, repeated, spelt, usage
+from localllama.server.openai_common import (
+    Head,
+    bound,
+    choose,
+    chosen,
+    logprobs_of,
+    reason,
+    repeated,
+    text_of,
+    thinks,
+    usage,
+)
 from localllama.server.openai_text import Texts
 from localllama.server.operations import Operation
 from localllama.server.reply import Said, Thought
@@ -53,6 +66,7 @@ def operations(asker: Asker, models: Models) -> list[Operation]:
             wire.TextCompletion,
             events,
         ),
+        responses.operation(asker, models),
         Operation("POST", "/v1/embeddings", texts.embed, wire.Embeddings, wire.EmbeddingsRequest),
         Operation("GET", "/v1/models", api.models, wire.ModelList),
         Operation("GET", "/v1/models/{model:path}", api.model, wire.ModelCard),
@@ -96,12 +110,16 @@ class OpenAI:
             logprobs=options.logprobs(request.logprobs, request.top_logprobs),
             **bound(request.response_format),
         )
-        offered, forced = _choose(request)
-        effort = request.reasoning_effort
+        choice = request.tool_choice
+        named = (
+            choice.function.name if isinstance(choice, wire.Choose) and choice.function else None
+        )
+        choice = choice if isinstance(choice, str) or choice is None else "function"
+        offered, forced = choose(tuple(request.tools or ()), choice, named)
         asked = Generate(
             sampling,
             messages=tuple(map(_message, request.messages)),
-            think=None if effort is None else effort != "none",
+            think=thinks(request.reasoning_effort),
             tools=offered,
         )
         policy = DROP if request.truncate else STOP
@@ -158,20 +176,6 @@ class OpenAI:
         return _card(self._asker.library.find(name), name)
 
 
-def _choose(request: wire.ChatRequest) -> tuple[tuple[tools.Tool, ...], str | None]:
-    """Return the tools on offer, and which call is forced: "" = any, None = none."""
-    offered, choice = tuple(request.tools or ()), request.tool_choice
-    if choice == "none":
-        return (), None
-    if choice in (None, "auto") or (not offered and choice is None):
-        return offered, None
-    if choice == "required":
-        return offered, ""
-    if isinstance(choice, wire.Choose) and choice.function is not None:
-        return offered, choice.function.name
-    raise InvalidParameter("tool_choice must be none, auto, required or name a function")
-
-
 def _message(message: wire.Message) -> Message:
     role = "system" if message.role == "developer" else message.role
     calls = tuple(
@@ -182,46 +186,12 @@ def _message(message: wire.Message) -> Message:
         require_shallow(call.arguments, "a tool call")
     return Message(
         role,
-        _text(message.content),
+        text_of(message.content),
         thinking=message.reasoning or message.reasoning_content or "",
         tool_calls=calls,
         name=(message.name or "") if role == "tool" else "",
         tool_call_id=message.tool_call_id or "",
     )
-
-
-def _text(content: str | list[dict[str, Any]] | None) -> str:
-    """Return a message's text; raises InvalidParameter for parts that are something else."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    texts = []
-    for part in content:
-        text = part.get("text", part.get("refusal"))
-        if part.get("type") not in ("text", "input_text", "refusal") or not isinstance(text, str):
-            raise InvalidParameter(
-                f"invalid request: a message part of the type {str(part.get('type'))[:40]!r}",
-                "only text is supported",
-            )
-        texts.append(text)
-    return "\n".join(texts)
-
-
-def _inputs(given: str | list[Any] | None, what: str) -> list[str | tuple[int, ...]]:
-    """Return texts or token lists, of which one may come alone; raises InvalidParameter."""
-    if isinstance(given, str):
-        return [given]
-    kinds = list[str] | list[int] | list[list[int]] if given else list[str]
-    try:
-        if given and isinstance(given[0], int):
-            return [tuple(msgspec.convert(given, list[int]))]
-        if given and isinstance(given[0], list):
-            return [tuple(one) for one in msgspec.convert(given, list[list[int]])]
-        found: list[str | tuple[int, ...]] = [*msgspec.convert(given, list[str])]
-    except msgspec.ValidationError as error:
-        raise InvalidParameter(f"{what} must be text or token ids", str(kinds)) from error
-    if not found:
-        raise InvalidParameter(f"{what} must not be empty")
-    return found
 
 
 def _call(call: ToolCall, index: int | None = None) -> wire.CallOut:
@@ -251,24 +221,7 @@ def _choice(index: int, found: reply.Whole) -> wire.Choice:
 
 
 def _logprobs(found: Sequence[TokenLogprob]) -> wire.Logprobs | None:
-    if not found:
-        return None
-    return wire.Logprobs(
-        content=[
-            wire.TokenLogprob(
-                token=spelt(one),
-                logprob=one.logprob,
-                bytes=list(one.piece),
-                top_logprobs=[
-                    wire.TopLogprob(
-                        token=spelt(other), logprob=other.logprob, bytes=list(other.piece)
-                    )
-                    for other in one.top
-                ],
-            )
-            for one in found
-        ]
-    )
+    return wire.Logprobs(content=logprobs_of(found)) if found else None
 
 
 def _card(model: Installed, name: str, context_length: int = 0) -> wire.ModelCard:

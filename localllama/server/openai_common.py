@@ -1,4 +1,4 @@
-"""What OpenAI's chats and completions share: parameters, choices, counts, the head of replies."""
+"""What OpenAI's APIs share: parameters, texts, tools, choices, counts, heads of replies."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from localllama.runner import Want
 from localllama.server import openai_types as wire
 from localllama.server import options
 from localllama.server.asking import Ask, Asker
+from localllama.server.tools import Tool
 
 MOST_CHOICES = 16
 _FINGERPRINT = f"localllama-{__version__}"
@@ -62,7 +63,7 @@ class Head:
         }
 
 
-def chosen(asker: Asker, request: wire.Asked) -> tuple[dict[str, object], Want]:
+def chosen(asker: Asker, request: wire.Tuned) -> tuple[dict[str, object], Want]:
     """Return the sampling parameters of a request and how to load; raises InvalidParameter."""
     own = {name: getattr(request, name) for name in _PARAMETERS}
     given = (request.options or {}) | {k: value for k, value in own.items() if value is not None}
@@ -88,15 +89,64 @@ def _reseeded(ask: Ask, index: int) -> Ask:
 
 def bound(form: wire.ResponseFormat | None) -> dict[str, str]:
     """Return the fields of Sampling that hold a reply to a format; raises InvalidParameter."""
-    if form is None or form.type == "text":
+    if form is None:
         return {}
-    if form.type == "json_object":
+    return bound_to(form.type, form.json_schema.schema if form.json_schema else None)
+
+
+def bound_to(kind: str, schema: dict[str, Any] | None) -> dict[str, str]:
+    """Return the same for a kind of format, and its schema."""
+    if kind == "text":
+        return {}
+    if kind == "json_object":
         return options.bound("json")
-    if form.type == "json_schema" and form.json_schema and form.json_schema.schema is not None:
-        return options.bound(form.json_schema.schema)
-    raise InvalidParameter(
-        "response_format must be text, json_object, or json_schema with a schema"
-    )
+    if kind == "json_schema" and schema is not None:
+        return options.bound(schema)
+    raise InvalidParameter("the format must be text, json_object, or json_schema with a schema")
+
+
+def choose(
+    offered: tuple[Tool, ...], choice: str | None, named: str | None
+) -> tuple[tuple[Tool, ...], str | None]:
+    """Return the tools on offer, and which call is forced: "" = any, None = none.
+
+    ``named`` is the function that a ``choice`` is about. Raises InvalidParameter.
+    """
+    if choice == "none":
+        return (), None
+    if choice in (None, "auto"):
+        return offered, None
+    if choice == "required":
+        return offered, ""
+    if choice == "function" and named is not None:
+        return offered, named
+    raise InvalidParameter("tool_choice must be none, auto, required or name a function")
+
+
+def thinks(effort: str | None) -> bool | None:
+    """Return what the template is told of a reasoning effort."""
+    return None if effort is None else effort != "none"
+
+
+def text_of(content: str | list[dict[str, Any]] | None) -> str:
+    """Return a message's text; raises InvalidParameter for parts that are something else."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = []
+    for part in content:
+        text = part.get("text", part.get("refusal"))
+        if part.get("type") not in (
+            "text",
+            "input_text",
+            "output_text",
+            "refusal",
+        ) or not isinstance(text, str):
+            raise InvalidParameter(
+                f"invalid request: a message part of the type {str(part.get('type'))[:40]!r}",
+                "only text is supported",
+            )
+        texts.append(text)
+    return "\n".join(texts)
 
 
 def reason(done: Done, calls: int) -> str:
@@ -122,3 +172,19 @@ def usage(over: Sequence[Done]) -> wire.Usage:
 def spelt(one: TokenLogprob) -> str:
     """Return a token's text."""
     return one.piece.decode(errors="replace")
+
+
+def logprobs_of(found: Sequence[TokenLogprob]) -> list[wire.TokenLogprob]:
+    """Return log probabilities in OpenAI's form."""
+    return [
+        wire.TokenLogprob(
+            token=spelt(one),
+            logprob=one.logprob,
+            bytes=list(one.piece),
+            top_logprobs=[
+                wire.TopLogprob(token=spelt(other), logprob=other.logprob, bytes=list(other.piece))
+                for other in one.top
+            ],
+        )
+        for one in found
+    ]

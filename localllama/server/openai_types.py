@@ -64,22 +64,19 @@ class Choose(In, kw_only=True):
     type: str = "function"
 
 
-class Asked(In, kw_only=True):
-    """What chats and completions share; from ``keep_alive`` on not OpenAI's own."""
+class Tuned(In, kw_only=True):
+    """What all that generates shares; from ``keep_alive`` on not OpenAI's own."""
 
     model: str
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
-    n: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     max_tokens: int | None = None
-    response_format: ResponseFormat | None = None
     keep_alive: str | float | None = None
     num_ctx: int | None = None
     top_k: int | None = None
@@ -87,6 +84,14 @@ class Asked(In, kw_only=True):
     repeat_penalty: float | None = None
     truncate: bool | None = None
     options: dict[str, Any] | None = None
+
+
+class Asked(Tuned, kw_only=True):
+    """What chats and completions share."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    response_format: ResponseFormat | None = None
 
     @property
     def wants_usage(self) -> bool:
