@@ -63,9 +63,11 @@ def left_in(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.name not in (".lock", "logs")]
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(
+    condition: Callable[[], bool], *, patience_seconds: float = _PATIENCE_SECONDS
+) -> None:
     """Return when ``condition()`` holds."""
-    deadline = monotonic() + _PATIENCE_SECONDS
+    deadline = monotonic() + patience_seconds
     while not condition():
         assert monotonic() < deadline
         sleep(0.01)  # leaves the core to whatever is waited for
