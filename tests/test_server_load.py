@@ -109,8 +109,11 @@ def test_a_worker_that_is_killed_costs_its_replies_only(server: Server) -> None:
 
 
 def test_the_queue_has_an_end(home: Path) -> None:
-    env = {"OLLAMA_MAX_QUEUE": "1", "OLLAMA_NUM_PARALLEL": "1"}
-    with servers.served(home, env=env) as server, ThreadPoolExecutor(2) as threads:
+    env = {"OLLAMA_MAX_QUEUE": "1", "OLLAMA_NUM_PARALLEL": "3"}
+    with (
+        servers.served(home, "--parallel", "1", env=env) as server,
+        ThreadPoolExecutor(2) as threads,
+    ):
         held = []
         for count in (1, 2):  # one speaks, one is prepared
             held.append(begin(server))

@@ -16,6 +16,11 @@ def test_tokens_plans_and_the_document(server: Server) -> None:
         found = http.post("/api/plan", json={"model": MODEL, "num_ctx": 512}).json()
         assert found["context_length"] == 512
         assert found["devices"]
+        assert found["parallel"] == 4
+        (loaded,) = http.get("/api/ps").json()["models"]
+        assert loaded["parallel"] == 4
+        assert "4 replies at once" in loaded["explanation"]
+        assert "4 replies at once" in server.log.read_text()
         assert http.get("/health").json() == {"status": "ok"}
         paths = http.get("/openapi.json").json()["paths"]
         assert {"/api/chat", "/v1/chat/completions", "/v1/messages"} <= set(paths)

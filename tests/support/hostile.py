@@ -14,7 +14,14 @@ _PATHS = (
     *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/show", "/api/copy"),
     *("/api/delete", "/api/pull", "/api/push", "/api/create", "/api/tokenize", "/api/detokenize"),
     *("/api/plan", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages"),
-    *("/v1/messages/count_tokens", "/v1/models/../../x", "/api/blobs/sha256:..", "/api//chat", "/"),
+    *(
+        "/v1/responses",
+        "/v1/messages/count_tokens",
+        "/v1/models/../../x",
+        "/api/blobs/sha256:..",
+        "/api//chat",
+        "/",
+    ),
 )
 _NAMES = (
     *(
@@ -44,6 +51,12 @@ _KEYS = (
         "images",
         "role",
         "content",
+        "instructions",
+        "tool_choice",
+        "text",
+        "reasoning",
+        "include",
+        "metadata",
         "x",
     ),
 )
