@@ -24,3 +24,21 @@ def test_tokens_plans_and_the_document(server: Server) -> None:
         assert http.get("/health").json() == {"status": "ok"}
         paths = http.get("/openapi.json").json()["paths"]
         assert {"/api/chat", "/v1/chat/completions", "/v1/messages"} <= set(paths)
+
+
+def test_numbers_of_any_size_are_answered(server: Server) -> None:
+    huge = 2**64
+    function = {"name": "f", "parameters": {"type": "object", "maxProperties": huge}}
+    requests = {
+        "/api/detokenize": {"tokens": [huge]},
+        "/api/generate": {"prompt": "x", "context": [huge]},
+        "/api/chat": {
+            "messages": [{"role": "user", "content": "x"}],
+            "tools": [{"type": "function", "function": function}],
+        },
+        "/v1/embeddings": {"input": [huge]},
+    }
+    for path, request in requests.items():
+        answer = httpx2.post(server.url + path, json={"model": MODEL, **request}, timeout=60)
+        assert answer.status_code == 400, path
+        assert "64 bits" in answer.text

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from localllama.errors import EngineError
+from localllama.errors import EngineError, InvalidParameter
 
 T = TypeVar("T")
 
@@ -19,8 +19,15 @@ _LONGEST_BYTES = 64 << 20  # far above any prompt; a length beyond it is a strea
 
 
 def send(sock: socket.socket, message: msgspec.Struct) -> None:
-    """Send one message; raises OSError when the other side is gone, EngineError if too long."""
-    data = msgspec.msgpack.encode(message)
+    """Send one message.
+
+    Raises OSError when the other side is gone, EngineError if the message is too long,
+    InvalidParameter if it has a number that msgpack has no place for.
+    """
+    try:
+        data = msgspec.msgpack.encode(message)
+    except OverflowError as error:
+        raise InvalidParameter("a whole number of the request has more than 64 bits") from error
     if len(data) > _LONGEST_BYTES:
         raise EngineError(
             f"the request has {len(data) >> 20} MiB, more than the {_LONGEST_BYTES >> 20} MiB "
