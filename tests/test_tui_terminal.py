@@ -93,8 +93,15 @@ def test_ctrl_z_gives_the_shell_back_and_fg_the_chat(
         assert {"icanon", "echo", "isig", "icrnl"} <= set(terminal.screen.split())
         terminal.type("fg")
         terminal.expect("cut at max_tokens")
-        terminal.press("a", "n", "d")
-        terminal.expect("││ and ")
+        for typed in ("and", "then", "what"):
+            terminal.press(*typed)
+            terminal.expect(f"││ .*{typed} ")
+            terminal.press("C-z")
+            terminal.expect(f"{re.escape(PROMPT)}\\s*$")
+            terminal.type("fg")
+            terminal.expect(f"││ .*{typed} ")
+        terminal.press("C-q")
+        terminal.expect(f"{re.escape(PROMPT)}\\s*$")
     [chat] = cli.data("history", "list")["chats"]
     _, answer = cli.data("history", "show", str(chat["id"]))["messages"]
     assert answer["done"]["usage"]["completion_tokens"] == 120

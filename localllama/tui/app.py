@@ -324,8 +324,11 @@ class LocalLlamaApp(App[None]):
             self.notify("There is no shell to go back to", severity="warning")
             return
         with suppress(SuspendNotSupported), self.suspend():
+            # Textual's own handler could come back to the screen, too: two threads would read keys.
+            resume = signal.signal(signal.SIGCONT, signal.SIG_DFL)
             # All of the group: the shell waits also for a uv or make that started this.
             os.killpg(os.getpgrp(), signal.SIGSTOP)
+            signal.signal(signal.SIGCONT, resume)
 
     async def action_quit(self) -> None:
         """Save everything and leave."""
