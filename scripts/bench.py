@@ -28,11 +28,12 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from localllama import paths
+from localllama import gguf_file, hardware, paths
 from localllama.cli import bench
 from localllama.engine.api import Done, LoadOptions, Message, Sampling, SnapshotOptions, Text
 from localllama.engine.client import Engine
 from localllama.engine.registry import Label, Registry
+from localllama.plan import Want, fit
 from localllama.store import Installed, Store
 
 STORY = "Write a long story about a lighthouse keeper who finds a message in a bottle."
@@ -40,6 +41,7 @@ READ_TOKENS, WRITTEN_TOKENS = 512, 128
 LONG_PROMPT_TOKENS = 2000
 CONVERSATIONS = 4
 CHAT_DAYS = 140  # 2,000 tokens
+COPIED_TOKENS = 440  # the text that is copied has some more
 CONTEXT = 8192
 STARTS = 20
 MODELS = 50
@@ -133,7 +135,7 @@ def four_conversations(setting: Setting) -> None:
     ours, theirs = [], []
     with (
         ThreadPoolExecutor(CONVERSATIONS) as pool,  # outermost: its threads wait for the others
-        engine(setting) as loaded,
+        engine(setting, serves_many=True) as loaded,
         server(setting, slots=CONVERSATIONS) as ask,
     ):
         for number in range(setting.rounds + 1):
@@ -193,13 +195,10 @@ def long_prompt(setting: Setting) -> None:
 def prompt_lookup(setting: Setting) -> None:
     """Greedy decoding with and without guessing, where there is something to copy and not."""
     with engine(setting) as guessing, engine(setting, speculate=False) as plain:
-        text = " ".join(
-            f"On day {i} the keeper wrote {i * 7} words and went to bed." for i in range(33)
-        )
-        tasks = (
-            ("copying", f"Repeat this text and write 'nurse' for 'keeper'.\n{text}", 1.5),
-            ("story", STORY, 0.97),
-        )
+        text = Path(__file__).with_name("bench_text.txt").read_text().strip()
+        # A small model does not follow an order to rewrite a text; it goes on with what is begun.
+        begun = text[: text.index(",")].replace("keeper", "nurse")
+        tasks = (("copying", f"{text}\n\n{begun}", 1.5), ("story", STORY, 0.97))
         for name, prompt, goal in tasks:
             with_, without = [], []
             for _ in range(max(2, setting.rounds // 2)):
@@ -343,13 +342,25 @@ def verdict(margin: float) -> str:
 
 @contextmanager
 def engine(
-    setting: Setting, *, speculate: bool = True, snapshots: SnapshotOptions | None = None
+    setting: Setting,
+    *,
+    serves_many: bool = False,
+    speculate: bool = True,
+    snapshots: SnapshotOptions | None = None,
 ) -> Iterator[Engine]:
-    """A worker of our own."""
+    """A worker of our own, loaded as the planner has it for a chat, or for a server of many."""
+    info = gguf_file.read_info(setting.model)
+    most_slots = CONVERSATIONS if serves_many else 0
+    want = Want(context_length=CONTEXT, slots=CONVERSATIONS, most_slots=most_slots)
+    plan = fit(info, hardware.probe(), want)
     options = LoadOptions(
         paths=(setting.model,),
         context_length=CONTEXT,
         threads=setting.threads,
+        gpu_layers=plan.gpu_layers,
+        batch_tokens=plan.batch_tokens,
+        flash_attention=plan.flash_attention,
+        repack=plan.repack,
         slots=CONVERSATIONS,
         speculate=speculate,
         snapshots=snapshots or SnapshotOptions(),
@@ -372,10 +383,10 @@ def reply(loaded: Engine, prompt: str, tokens: int = WRITTEN_TOKENS) -> Answer:
 
 
 def greedy(loaded: Engine, prompt: str) -> tuple[float, str]:
-    """Return tokens per second and text of a greedy reply through the chat template."""
-    chosen = Sampling(temperature=0, max_tokens=4 * WRITTEN_TOKENS, ignore_eos=True)
+    """Return tokens per second and text of how a prompt goes on, greedily."""
+    chosen = Sampling(temperature=0, max_tokens=COPIED_TOKENS, ignore_eos=True)
     text = ""
-    for event in loaded.stream(chosen, messages=[Message("user", prompt)]):
+    for event in loaded.stream(chosen, prompt=prompt):
         if isinstance(event, Text):
             text += event.text
     assert isinstance(event, Done)

@@ -194,6 +194,7 @@ def test_attention_is_plain_on_cpus_alone_while_its_scores_are_small(
     assert chosen(card, Want(context_length=4096, gpu_layers=3)) == (None, 512)
     assert chosen(host, Want(context_length=4096, kv_type="q8_0")) == (None, 512)
     assert chosen(host, Want(context_length=4096, flash_attention=True)) == (True, 512)
+    assert chosen(host, Want(context_length=4096, most_slots=16)) == (None, 512)
     assert chosen(host, Want(context_length=4096, batch_tokens=64)) == (False, 64)
     assert chosen(host, Want(context_length=65536)) == (None, 512)
 

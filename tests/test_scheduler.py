@@ -337,8 +337,8 @@ def test_guessing_stops_where_a_step_costs_as_much_as_its_tokens() -> None:
 
 @pytest.mark.parametrize(
     ("plain", "longest"),
-    [(0.100, 0.500), (0.012, 0.130), (0.001, 0.012)],
-    ids=["five plain ones", "unnoticed", "twelve plain ones"],
+    [(0.100, 0.500), (0.012, 0.120), (0.001, 0.012)],
+    ids=["five plain ones", "as people read", "twelve plain ones"],
 )
 def test_pace_keeps_steps_short(plain: float, longest: float) -> None:
     pace = Pace()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 # A running reply waits at most 5 plain steps for its next token; the rest is for measuring errors.
 _LONGEST_STEP = 4.6
-# Below what a reader notices, it waits longer: where computing is the limit, 5 plain steps leave at
-# most 0.8 of the speed for reading, and less with every cell that the prompt itself fills.
-_UNNOTICED_SECONDS, _UNNOTICED_STEPS = 0.13, 12
+# While that is still as fast as people read, it waits longer: where computing is the limit, 5 plain
+# steps leave at most 0.8 of the speed for the prompt, and less with every cell that it fills.
+_READER_SECONDS, _READER_STEPS = 0.12, 12
 _RISE = 1.05  # a step that was interrupted looks slow: up slowly, down at once
 _WEIGHT = 0.25  # of a new measurement
 
@@ -28,8 +28,7 @@ class Pace:
             return 0
         if not self._per_token:
             return 1
-        unnoticed = min(_UNNOTICED_SECONDS, _UNNOTICED_STEPS * plain)
-        longest = max(_LONGEST_STEP * plain, unnoticed)
+        longest = max(_LONGEST_STEP * plain, min(_READER_SECONDS, _READER_STEPS * plain))
         return max(1, int((longest - plain) / self._per_token))
 
     def record(self, running: int, read: int, seconds: float) -> None:

@@ -42,7 +42,7 @@ __all__ = ["Output", "Scheduler", "Ticket"]
 _IDLE_SECONDS = 30.0  # without a request, before conversations are saved: a chat often goes on
 # Plain attention computes the cells of other conversations too, and throws them away: 10 ms a token
 # for 1,000 cells of a model whose steps take 13 (docs/benchmarks.md).
-_IDLE_CELLS = 512
+_IDLE_CELLS = 128
 _REPORTED = 64  # tokens: a prompt that is read in small pieces is not worth a message for each
 
 

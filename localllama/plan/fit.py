@@ -245,13 +245,15 @@ class _Fitter:
 
         On a CPU alone, plain attention answers long conversations up to 1.8 times as fast
         (docs/benchmarks.md), as long as its scores, cells by batch by heads, stay small beside the
-        model; short batches read as fast as long ones there.
+        model; short batches read as fast as long ones there. A server of many does without: each of
+        its replies would pay for the cells of all others.
         """
         asked, batch_tokens = self._want.flash_attention, self._want.batch_tokens
         short = min(batch_tokens, _PLAIN_BATCH_TOKENS)
         scores_bytes = 4 * cells * short * self._model.heads
         plain = load.gpu_layers == 0 and load.kv_type in _PLAIN_KV_TYPES
-        if asked is None and plain and scores_bytes <= _MOST_SCORES_BYTES:
+        alone = not self._want.most_slots
+        if asked is None and plain and alone and scores_bytes <= _MOST_SCORES_BYTES:
             return False, short
         return asked, batch_tokens
 
