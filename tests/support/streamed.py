@@ -19,7 +19,7 @@ from localllama import config, paths
 from localllama.chat import thinking
 from localllama.chat.history import History
 from localllama.engine.api import Event, Message, Ready, Sampling, Text
-from localllama.engine.registry import Record
+from localllama.engine.registry import Label
 from localllama.runner import Runner, Want
 from localllama.store import Installed, Store
 from localllama.tui.app import LocalLlamaApp
@@ -43,9 +43,9 @@ class _Diarist:
         return self._engine.ready
 
     @property
-    def record(self) -> Record:
-        """The worker."""
-        return self._engine.record
+    def label(self) -> Label:
+        """What it is."""
+        return self._engine.label
 
     def cancel(self) -> None:
         """End the running reply."""
