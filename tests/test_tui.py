@@ -131,6 +131,36 @@ def test_a_dead_worker_is_told_and_ctrl_r_tries_again(home: Path, engine: Script
     use(home, engine, flow)
 
 
+def test_a_model_that_was_unloaded_is_loaded_for_the_next_message(
+    home: Path, engine: ScriptedEngine
+) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.type("hello")
+        await screen.shows("word2")
+        engine.ended = True
+        await screen.type("again")
+        await screen.until(lambda: screen.text.count("word2") == 2)
+        runner = screen.app.models._opener
+        assert isinstance(runner, ScriptedRunner)
+        assert len(runner.opened) == 2
+
+    use(home, engine, flow)
+
+
+def test_a_key_for_the_sidebar_leaves_the_typing_in_the_composer(
+    home: Path, engine: ScriptedEngine
+) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.type("hello")
+        await screen.shows("word2")
+        await screen.press("ctrl+b", "d", "ctrl+b", "d")
+        await screen.shows("dd")
+
+    use(home, engine, flow)
+    with saved(home) as history:
+        assert len(history.chats()) == 1
+
+
 def test_a_model_that_cannot_be_loaded_loses_no_message(home: Path, engine: ScriptedEngine) -> None:
     async def flow(screen: Screen) -> None:
         runner = screen.app.models._opener
@@ -201,8 +231,7 @@ def test_only_what_is_seen_of_a_long_chat_is_mounted(home: Path, engine: Scripte
         mounted = len(transcript.views)
         transcript.scroll_home(animate=False)
         await screen.until(lambda: len(transcript.views) > mounted)
-        await screen.pilot.pause()
-        assert transcript.scroll_y > 0  # what was at the top is still there
+        await screen.until(lambda: transcript.scroll_y > 0)  # what was at the top is still there
 
     use(home, engine, flow)
 

@@ -156,6 +156,11 @@ class Engine:
         return self.record.label
 
     @property
+    def alive(self) -> bool:
+        """Whether the worker is there, as far as is known without asking it."""
+        return self._reader.is_alive()
+
+    @property
     def pid(self) -> int:
         """The worker's process id."""
         return self.record.pid

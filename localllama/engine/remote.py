@@ -110,6 +110,7 @@ class RemoteEngine:
         self._asks_again = any(one.owned_by in _LOAD_LATE for one in served)
         self._inboxes: set[SimpleQueue[_News]] = set()
         self.ready = Ready(context, 0, "the endpoint's", 0.0)  # 0 = unknown
+        self.alive = True  # each reply finds out by itself
         self.label = Label(
             name=model.name,
             endpoint=server.name,

@@ -27,6 +27,11 @@ class Loaded(Model, Protocol):
         """What it holds, or stands for."""
         ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can still answer."""
+        ...
+
     def close(self) -> None:
         """Leave the worker, which stays warm for a while."""
         ...

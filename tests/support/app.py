@@ -45,6 +45,7 @@ class ScriptedRunner(Runner):
             raise self.error
         if model.name == self.no_room_for:
             raise DoesNotFit("it needs 9 GB", "take a smaller one")
+        self.engine.ended = False
         return self.engine
 
     def forget(self, conversation: str) -> None:

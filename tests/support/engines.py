@@ -100,11 +100,16 @@ class ScriptedEngine:
         self.continued = False  # the last request was for the rest of a reply
         self.further = Further()
         self.gone = False  # the worker, before it says a word
+        self.ended = False  # the worker, as the engine knows
         self._cancelled = False
 
     @property
     def label(self) -> Label:
         return self.record.label
+
+    @property
+    def alive(self) -> bool:
+        return not self.ended
 
     @property
     def words(self) -> int:

@@ -47,6 +47,11 @@ class _Diarist:
         """What it is."""
         return self._engine.label
 
+    @property
+    def alive(self) -> bool:
+        """Whether the worker is there."""
+        return self._engine.alive
+
     def cancel(self) -> None:
         """End the running reply."""
         self._engine.cancel()

@@ -213,8 +213,8 @@ class ChatScreen(Screen[None]):
     async def reply(self, conversation: Conversation) -> None:
         """Let the model answer the end of the branch."""
         models = self.app.models
-        if models.error is not None:
-            models.again()
+        if models.error is not None or (models.engine is not None and not models.engine.alive):
+            models.again()  # somebody may have unloaded it meanwhile
         self.keep_model()
         self.titles.stop()
         reply = Reply(
@@ -354,10 +354,8 @@ class ChatScreen(Screen[None]):
         """Show the conversations, or hide them."""
         sidebar = self.query_one(Sidebar)
         sidebar.toggle_class("hidden")
-        if sidebar.has_class("hidden"):
-            self.set_focus(self.query_one(Composer))
-        else:
-            self.set_focus(self.query_one(ChatList))
+        # Never to the list: a letter typed there by mistake may delete a chat.
+        self.set_focus(self.query_one(Composer))
 
     def action_search(self) -> None:
         """Search all chats."""
