@@ -239,13 +239,8 @@ class Runner:
         Raises DoesNotFit, BadFile.
         """
         info = gguf_file.read_split_info(self._options(model, want).paths)
-        asked, kv_type = self._asked(model, want), self._kv_type(model, want)
-        wanted = replace(want, context_length=asked, kv_type=kv_type)
-        wish = planned(wanted, info, self.config)
-        known = plan.ratios(
-            plan.loads(self.paths.loads_file), info.architecture, version("llama-cpp-python")
-        )
-        return info, plan.fit(info, machine, wish, known)
+        wish = self._wish(model, want, info)
+        return info, plan.fit(info, machine, wish, self._learned(info.architecture))
 
     # joining
 
@@ -279,6 +274,17 @@ class Runner:
         own = model.parameters.get("kv_type")
         return want.kv_type or (own if isinstance(own, str) else "") or self.config.run.kv_type
 
+    def _wish(self, model: Installed, want: Want, info: ModelInfo) -> plan.Want:
+        """What to plan for, with what the model's own parameters ask for."""
+        asked, kv_type = self._asked(model, want), self._kv_type(model, want)
+        wanted = replace(want, context_length=asked, kv_type=kv_type)
+        return planned(wanted, info, self.config)
+
+    def _learned(self, architecture: str) -> dict[str, float]:
+        """What earlier loads by this build taught of compute buffers, by kind of device."""
+        build = version("llama-cpp-python")
+        return plan.ratios(plan.loads(self.paths.loads_file), architecture, build)
+
     def _keep_alive(self, want: Want) -> float:
         chosen = want.keep_alive_seconds
         return self.config.run.keep_alive_seconds if chosen is None else chosen
@@ -302,10 +308,8 @@ class Runner:
     def _start(self, model: Installed, want: Want) -> Engine:
         self._stop_smaller(self._key(model, want))
         options = self._options(model, want)
-        asked = self._asked(model, want)
         info = gguf_file.read_split_info(options.paths)
-        wanted = replace(want, context_length=asked, kv_type=self._kv_type(model, want))
-        wish = planned(wanted, info, self.config)
+        wish = self._wish(model, want, info)
         machine, chosen = self._fit(model.name, info, wish)
         label = Label(
             key=self._key(model, want),  # now that the machine is known
@@ -314,7 +318,7 @@ class Runner:
             architecture=info.architecture,
             devices=tuple(map(_held, chosen.uses)),
             mapped_bytes=chosen.uses[-1].weights_bytes if chosen.mmap else 0,
-            asked_context=asked,
+            asked_context=wish.context_length,
             layers=chosen.layers,
             gpu_layers=chosen.gpu_layers,
             explanation=plan.sentence(chosen),
@@ -356,7 +360,7 @@ class Runner:
     def _learn(self, engine: Engine) -> None:
         """Keep what the load really took, for later plans."""
         label, build = engine.record.label, version("llama-cpp-python")
-        known = plan.ratios(plan.loads(self.paths.loads_file), label.architecture, build)
+        known = self._learned(label.architecture)
         took = {held.device: held for held in engine.ready.devices}
         # Of a mapped file, llama.cpp tells the pages from the first to the last tensor.
         mapped = HOST if label.mapped_bytes else ""
@@ -384,8 +388,7 @@ class Runner:
 
         Idle workers are ended where that makes it fit, or puts more layers on GPUs.
         """
-        loads, build = plan.loads(self.paths.loads_file), version("llama-cpp-python")
-        known = plan.ratios(loads, info.architecture, build)
+        known = self._learned(info.architecture)
         attempt = partial(_attempt, info, wish, known)
         while True:
             machine = self.probe()

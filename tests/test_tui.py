@@ -124,8 +124,7 @@ def test_a_dead_worker_is_told_and_ctrl_r_tries_again(home: Path, engine: Script
         await screen.press("ctrl+r")
         await screen.shows("word2", "version 2/2")
         await screen.hides("tries again")
-        runner = screen.app.models._opener
-        assert isinstance(runner, ScriptedRunner)
+        runner = opener(screen)
         assert len(runner.opened) == 2
 
     use(home, engine, flow)
@@ -140,8 +139,7 @@ def test_a_model_that_was_unloaded_is_loaded_for_the_next_message(
         engine.ended = True
         await screen.type("again")
         await screen.until(lambda: screen.text.count("word2") == 2)
-        runner = screen.app.models._opener
-        assert isinstance(runner, ScriptedRunner)
+        runner = opener(screen)
         assert len(runner.opened) == 2
 
     use(home, engine, flow)
@@ -163,8 +161,7 @@ def test_a_key_for_the_sidebar_leaves_the_typing_in_the_composer(
 
 def test_a_model_that_cannot_be_loaded_loses_no_message(home: Path, engine: ScriptedEngine) -> None:
     async def flow(screen: Screen) -> None:
-        runner = screen.app.models._opener
-        assert isinstance(runner, ScriptedRunner)
+        runner = opener(screen)
         runner.error = DoesNotFit("it needs 9 GB", "take a smaller one")
         screen.app.models.again()
         await screen.shows("could not be loaded", "it needs 9 GB")
@@ -206,6 +203,12 @@ def test_a_file_and_a_large_paste_are_attached(
     assert '<file name="notes.txt">\nmilk\n</file>' in sent
     assert sent.count("eggs") == 100
     assert sent.endswith("what is in @notes.txt?")
+
+
+def opener(screen: Screen) -> ScriptedRunner:
+    runner = screen.app.models._opener
+    assert isinstance(runner, ScriptedRunner)
+    return runner
 
 
 def filled(home: Path, count: int) -> int:
@@ -290,8 +293,7 @@ def test_chats_are_searched_renamed_deleted_and_brought_back(
         await screen.shows("Fruit")
         await screen.press("d")
         await screen.shows("deleted:")
-        runner = screen.app.models._opener
-        assert isinstance(runner, ScriptedRunner)
+        runner = opener(screen)
         assert len(runner.forgotten) == 1
         await screen.press("u")
         await screen.until(lambda: len(screen.app.history.chats()) == 2)
@@ -340,8 +342,7 @@ def test_another_model_is_chosen(home: Path, engine: ScriptedEngine) -> None:
         await screen.type("/load smol")
         await screen.shows("smol Q4_1")
         await screen.type("/set parameter num_ctx 77")
-        runner = screen.app.models._opener
-        assert isinstance(runner, ScriptedRunner)
+        runner = opener(screen)
         await screen.until(lambda: runner.opened[-1] == ("smol:latest", 77))
 
     use(home, engine, flow, models=("smol", "big"))
