@@ -135,7 +135,7 @@ def four_conversations(setting: Setting) -> None:
     ours, theirs = [], []
     with (
         ThreadPoolExecutor(CONVERSATIONS) as pool,  # outermost: its threads wait for the others
-        engine(setting, serves_many=True) as loaded,
+        engine(setting) as loaded,
         server(setting, slots=CONVERSATIONS) as ask,
     ):
         for number in range(setting.rounds + 1):
@@ -344,15 +344,12 @@ def verdict(margin: float) -> str:
 def engine(
     setting: Setting,
     *,
-    serves_many: bool = False,
     speculate: bool = True,
     snapshots: SnapshotOptions | None = None,
 ) -> Iterator[Engine]:
-    """A worker of our own, loaded as the planner has it for a chat, or for a server of many."""
+    """A worker of our own, loaded as the planner has it."""
     info = gguf_file.read_info(setting.model)
-    most_slots = CONVERSATIONS if serves_many else 0
-    want = Want(context_length=CONTEXT, slots=CONVERSATIONS, most_slots=most_slots)
-    plan = fit(info, hardware.probe(), want)
+    plan = fit(info, hardware.probe(), Want(context_length=CONTEXT, slots=CONVERSATIONS))
     options = LoadOptions(
         paths=(setting.model,),
         context_length=CONTEXT,

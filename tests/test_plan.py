@@ -178,27 +178,6 @@ def test_the_longest_context_is_the_longest(infos: dict[str, ModelInfo], unified
         plan.fit(infos["Llama-2-7B"], machine, replace(want, context_length=most + 256))
 
 
-def test_attention_is_plain_on_cpus_alone_while_its_scores_are_small(
-    infos: dict[str, ModelInfo],
-) -> None:
-    info, host = infos["Llama-3.2-1B"], hardware.described(16 * GB)
-    card = hardware.described(16 * GB, (16 * GB,))
-
-    def chosen(machine: Hardware, want: Want) -> tuple[bool | None, int]:
-        plan_ = plan.fit(info, machine, want)
-        return plan_.flash_attention, plan_.batch_tokens
-
-    assert chosen(host, Want(context_length=4096)) == (False, 128)
-    assert chosen(card, Want(context_length=4096, no_gpu=True)) == (False, 128)
-    assert chosen(card, Want(context_length=4096)) == (None, 512)
-    assert chosen(card, Want(context_length=4096, gpu_layers=3)) == (None, 512)
-    assert chosen(host, Want(context_length=4096, kv_type="q8_0")) == (None, 512)
-    assert chosen(host, Want(context_length=4096, flash_attention=True)) == (True, 512)
-    assert chosen(host, Want(context_length=4096, most_slots=16)) == (None, 512)
-    assert chosen(host, Want(context_length=4096, batch_tokens=64)) == (False, 64)
-    assert chosen(host, Want(context_length=65536)) == (None, 512)
-
-
 def test_two_gpus_share_what_one_cannot_hold(infos: dict[str, ModelInfo]) -> None:
     machine = hardware.described(16 * GB, (8 * GB, 8 * GB))
     chosen = plan.fit(infos["Llama-2-13B"], machine, Want())

@@ -408,23 +408,6 @@ def test_a_live_sequence_is_not_evicted(context: Context) -> None:
     assert live.tokens == [1, 2, 3]
 
 
-def test_idle_sequences_keep_few_cells_beside_a_reply_where_they_cost_it_time(
-    context: Context,
-) -> None:
-    cache = Cache(context, 40, 3, divisible=True, idle_cells=6)
-    lost: list[list[int]] = []
-    cache.on_loss = lambda sequence: lost.append(sequence.tokens[:])
-    begin = [5, 6, 7, 8]
-    evaluate(context, cache, [*begin, 1, 2, 3])
-    evaluate(context, cache, [20, 21, 22])
-    assert lost == [[*begin, 1, 2, 3]]  # 7 are too many
-    evaluate(context, cache, [*begin, 1, 2, 3])
-    evaluate(context, cache, [*begin, 4])
-    assert len(lost) == 1  # what a reply shares costs it nothing: 3 + 3 are left
-    evaluate(context, cache, [30])
-    assert cache.used_cells <= 6 + 1
-
-
 def test_what_cannot_be_divided_is_continued_or_forgotten(context: Context) -> None:
     cache = Cache(context, 20, 2, divisible=False)
     assert evaluate(context, cache, [1, 2, 3]) == 3

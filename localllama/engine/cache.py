@@ -35,8 +35,7 @@ class Sequence:
 class Cache:
     """The sequences of one context; ``cells`` is what they may hold together.
 
-    ``divisible`` = any beginning of a sequence can be kept or shared, not only all of it. Idle
-    sequences keep ``idle_cells`` at most beside a reply, but for those it shares.
+    ``divisible`` = any beginning of a sequence can be kept or shared, not only all of it.
     """
 
     def __init__(
@@ -46,11 +45,9 @@ class Cache:
         sequences: int,
         *,
         divisible: bool,
-        idle_cells: int = sys.maxsize,
     ) -> None:
         self._context = context
         self._cells = cells
-        self._idle_cells = idle_cells
         self._divisible = divisible
         self.sequences = [Sequence(id) for id in range(sequences)]
         # How many cells at their beginning two sequences have in common, by their ids.
@@ -89,7 +86,6 @@ class Cache:
             self._lose(target, 0)
             self._share(source, target, length)
         target.live = True
-        self._shed()
         return target
 
     def release(self, sequence: Sequence) -> None:
@@ -170,14 +166,6 @@ class Cache:
         if length < len(sequence.tokens):
             self.on_loss(sequence)
         self.cut(sequence, length)
-
-    def _shed(self) -> None:
-        """Let idle sequences go, the least recently used first, until the rest is small enough."""
-        live = self._count([s for s in self.sequences if s.live])
-        for sequence in sorted((s for s in self.sequences if not s.live), key=lambda s: s.used_at):
-            if self.used_cells - live <= self._idle_cells:
-                break
-            self._lose(sequence, 0)
 
     def _share(self, source: Sequence, target: Sequence, length: int) -> None:
         self._context.share(source.id, target.id, length)

@@ -40,9 +40,6 @@ from localllama.native.outputs import log_probabilities, most_probable
 __all__ = ["Output", "Scheduler", "Ticket"]
 
 _IDLE_SECONDS = 30.0  # without a request, before conversations are saved: a chat often goes on
-# Plain attention computes the cells of other conversations too, and throws them away: 10 ms a token
-# for 1,000 cells of a model whose steps take 13 (docs/benchmarks.md).
-_IDLE_CELLS = 128
 _REPORTED = 64  # tokens: a prompt that is read in small pieces is not worth a message for each
 
 
@@ -93,7 +90,6 @@ class Scheduler:
             self._model.cells,
             self._model.sequences,
             divisible=self._model.divisible,
-            idle_cells=_IDLE_CELLS if options.flash_attention is False else sys.maxsize,
         )
         kept = options.snapshots
         key = archive.key(options, self._model.rotates_further)

@@ -31,10 +31,6 @@ _KV_SHARE = 4  # by default the KV cache takes at most one part in so many
 # all memory on 2**30.
 _LONGEST_CONTEXT_FACTOR = 32
 _SMALLEST_CONTEXT = 512  # that is worth naming as a choice
-# Plain attention reads batches of 128 tokens as fast as of 512, with a quarter of the scores.
-_PLAIN_BATCH_TOKENS = 128
-_MOST_SCORES_BYTES = 256 << 20
-_PLAIN_KV_TYPES = ("f32", "f16", "bf16")  # a quantized V needs flash attention
 
 
 def fit(
@@ -204,16 +200,15 @@ class _Fitter:
         """Return what one way to load takes of each device, and whether that is there."""
         model, want = self._model, self._want
         cells = cells_for(load.context_length + load.cells)
-        flash, batch_tokens = self._attention(load, cells)
         on_host = model.layers - load.gpu_layers
         sequences = want.sequences + load.slots
         outputs = max(want.outputs + load.slots, sequences)
         compute = Compute(
             model=model,
             cells=cells,
-            batch_tokens=max(min(batch_tokens, cells), outputs),
+            batch_tokens=max(min(want.batch_tokens, cells), outputs),
             outputs=outputs,
-            flash_attention=flash is not False,
+            flash_attention=want.flash_attention is not False,
             pipelined=len(self.gpus) > 1 and on_host == 0,
         )
         split = self._split(range(on_host, model.layers), load, compute)
@@ -227,35 +222,18 @@ class _Fitter:
             context_length=load.context_length,
             trained_context_length=self._trained,
             kv_type=load.kv_type,
-            batch_tokens=batch_tokens,
+            batch_tokens=want.batch_tokens,
             tensor_split=shares if len(shares) > 1 and used else (),
             main_gpu=used[0] if used else 0,
             mmap=mmap,
             mlock=want.mlock,
             repack=repack,
-            flash_attention=flash,
+            flash_attention=want.flash_attention,
             uses=(*uses, host),
             slots=want.slots + load.slots,
             cells=load.context_length + load.cells,
             fits=self._fits((*uses, host)),
         )
-
-    def _attention(self, load: _Load, cells: int) -> tuple[bool | None, int]:
-        """Return whether to use flash attention (None = llama.cpp's choice), and the batch.
-
-        On a CPU alone, plain attention answers long conversations up to 1.8 times as fast
-        (docs/benchmarks.md), as long as its scores, cells by batch by heads, stay small beside the
-        model; short batches read as fast as long ones there. A server of many does without: each of
-        its replies would pay for the cells of all others.
-        """
-        asked, batch_tokens = self._want.flash_attention, self._want.batch_tokens
-        short = min(batch_tokens, _PLAIN_BATCH_TOKENS)
-        scores_bytes = 4 * cells * short * self._model.heads
-        plain = load.gpu_layers == 0 and load.kv_type in _PLAIN_KV_TYPES
-        alone = not self._want.most_slots
-        if asked is None and plain and alone and scores_bytes <= _MOST_SCORES_BYTES:
-            return False, short
-        return asked, batch_tokens
 
     def _split(self, layers: range, load: _Load, compute: Compute) -> list[range]:
         """Return each GPU's layers: one GPU if it can hold all, else each filled in its turn."""
