@@ -10,6 +10,7 @@ import pytest
 
 from localllama import paths
 from localllama.config import Config, Network, load
+from localllama.download import partial
 from localllama.store import Store
 from tests.support.app import Screen, running
 from tests.support.engines import ScriptedEngine
@@ -181,3 +182,55 @@ def test_several_pulls_are_paused_resumed_and_cancelled(home: Path, hub: Hub) ->
 
     use(home, flow, network=online(hub))
     assert not list(paths.locate(home).partials.glob("*.part"))
+
+
+def test_a_file_is_taken_in_under_a_name(home: Path, tiny: Path) -> None:
+    (tiny.parent / "Bad.gguf").write_text("no model")
+
+    async def flow(screen: Screen) -> None:
+        await screen.press("f")
+        await screen.shows("Which GGUF file")
+        await screen.paste(f"{tiny.parent}/nothing.gguf")
+        await screen.press("enter")
+        await screen.shows("typo")
+        await screen.press("ctrl+u")
+        await screen.paste(f"{tiny.parent}/Ba")
+        await screen.shows("Bad.gguf")
+        await screen.press("tab", "enter")
+        await screen.shows("sound", "damaged")
+        await screen.press("ctrl+u")
+        await screen.paste(f"{tiny.parent}/ti")
+        await screen.shows("tiny-Q8_0.gguf")
+        await screen.press("tab", "tab")
+        await screen.until(lambda: screen.app.screen.query_one("#name").value == "tiny-q8_0")
+        await screen.press("ctrl+u", *"smol", "enter")
+        await screen.shows("there is smol:latest already")
+        await screen.press("ctrl+u", *"mine", "enter")
+        await screen.shows("mine:latest is installed", "F32")
+        await screen.press("escape")
+        await screen.shows("A new conversation")
+
+    use(home, flow)
+    assert "mine:latest" in installed(home)
+    assert tiny.exists()
+
+
+def test_a_file_on_its_way_can_be_cancelled(home: Path, tiny: Path) -> None:
+    """Another process takes the same file in: this one waits for it."""
+    place = paths.locate(home)
+    place.partials.mkdir(parents=True)
+    key = partial.key_of(str(tiny), "")
+
+    async def flow(screen: Screen) -> None:
+        with partial.lock_of(place.partials, f"{key}.pull"):
+            screen.app.take_in(str(tiny), "mine")
+            await screen.press("f2", "f2")  # the list is made anew
+            await screen.shows("mine:latest: pulling")
+            row = screen.app.screen._table.get_row_index("mine:latest")
+            screen.app.screen._table.move_cursor(row=row)
+            await screen.press("x")
+            await screen.until(lambda: screen.app.pulls.by_name["mine:latest"].state == "cancelled")
+        await screen.hides("mine")
+
+    use(home, flow)
+    assert "mine:latest" not in installed(home)

@@ -138,6 +138,13 @@ class LocalLlamaApp(App[None]):
         """Begin to load a model."""
         self.models.choose(model, Want(context_length=context_length))
 
+    def take_in(self, path: str, name: str = "") -> Pull:
+        """Begin to take a GGUF file into the store, under its own name or another.
+
+        Raises NotFound, UsageProblem, BadFile or InvalidName.
+        """
+        return self.pulls.take_in(path, name, catalog.load(user=self.store.paths.user_catalog))
+
     def choose_model(self) -> None:
         """Ask which of the installed models to load."""
         from localllama.tui.screens.dialogs import Choose
@@ -293,6 +300,12 @@ class LocalLlamaApp(App[None]):
         assert isinstance(settings, SettingsScreen)
         settings.edit(model)
         self.push_screen(settings)
+
+    def action_take_in(self) -> None:
+        """Ask for a GGUF file to take into the store."""
+        from localllama.tui.screens.take_in import TakeIn
+
+        self.push_screen(TakeIn())
 
     def action_help(self) -> None:
         """Show all keys that do something here, or hide them."""

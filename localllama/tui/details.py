@@ -31,6 +31,8 @@ def describe(row: Row, store: Store, config: Config, opener: Opener, fits: Fits)
         return "\n".join(_installed(row.installed, store, config, opener, fits.machine))
     if row.entry is not None:
         return "\n".join(_entry(row.entry, fits))
+    if row.coming is not None:
+        return f"{row.name}\nbeing taken in from {row.coming.source}"
     assert row.found is not None
     found = row.found
     sizes = f"{size(found.smallest_bytes)} to {size(found.largest_bytes)}"

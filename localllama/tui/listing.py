@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from localllama import catalog, names, pull
 from localllama.amounts import size
 from localllama.catalog import Catalog, Entry
 from localllama.store import Installed
+from localllama.tui.pulls import Pull
 
 if TYPE_CHECKING:
     from localllama.sources.huggingface import Found
@@ -19,9 +20,9 @@ COLUMNS = ("NAME", "STATE", "SIZE", "TYPE", "FITS", "CONTEXT", "LICENCE")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model; exactly one of ``installed``, ``entry`` and ``found`` is what it was made of.
+    """One model; exactly one of the last fields is what it was made of.
 
-    One at an endpoint counts as installed.
+    One at an endpoint counts as installed; ``coming`` is a file that is being taken in.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Row:
     installed: Installed | None = None
     entry: Entry | None = None
     found: Found | None = None
+    coming: Installed | None = None
 
     def matches(self, words: str) -> bool:
         """Whether each of the words occurs in what is said of it."""
@@ -43,7 +45,9 @@ class Row:
     def _kind(self) -> str:
         if self.remote:
             return "endpoint"
-        return "installed" if self.installed else "catalog" if self.entry else "hub"
+        if self.installed or self.coming:
+            return "installed"
+        return "catalog" if self.entry else "hub"
 
     @property
     def remote(self) -> bool:
@@ -58,9 +62,15 @@ class Row:
         return [name, state, weight, self.quantization, fits, context, self.licence]
 
 
-def rows(installed: Iterable[Installed], known: Catalog, found: Iterable[Found]) -> list[Row]:
-    """Return the installed models, then the catalog's others, then the hub's."""
+def rows(
+    installed: Iterable[Installed],
+    known: Catalog,
+    found: Iterable[Found],
+    pulls: Iterable[Pull] = (),
+) -> list[Row]:
+    """Return the installed models, files that come, then the catalog's others and the hub's."""
     here = [_of_installed(model) for model in installed]
+    here += [_of_file(each.name, each.file) for each in pulls if each.file and each.open]
     taken = {row.name for row in here}
     entries = [_of_entry(entry) for entry in known.entries()]
     others = [row for row in entries if _installed_name(row.name, known) not in taken]
@@ -94,6 +104,11 @@ def _of_installed(model: Installed) -> Row:
         str(model.licence.get("name", "")),
         installed=model,
     )
+
+
+def _of_file(name: str, file: Installed) -> Row:
+    row = _of_installed(file)
+    return replace(row, name=name, installed=None, coming=file)
 
 
 def _of_entry(entry: Entry) -> Row:

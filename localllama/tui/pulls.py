@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from enum import StrEnum
 
 from localllama import names, pull
 from localllama.catalog import Catalog
 from localllama.config import Network
-from localllama.errors import LocalLlamaError
+from localllama.errors import InvalidName, LocalLlamaError
 from localllama.progress import Progress
 from localllama.store import Installed, Store
 
@@ -28,7 +29,10 @@ class State(StrEnum):
 
 
 class Pull:
-    """One model; ``changed`` is called in its thread whenever ``text`` is another."""
+    """One model; ``changed`` is called in its thread whenever ``text`` is another.
+
+    ``file`` is what a GGUF file on this machine says of itself, where that is taken in.
+    """
 
     def __init__(
         self,
@@ -38,8 +42,10 @@ class Pull:
         store: Store,
         network: Network,
         changed: Callable[[Pull], None],
+        file: Installed | None = None,
     ) -> None:
         self.name = name
+        self.file = file
         self.state = State.LOOKING
         self.question = ""
         self.error: LocalLlamaError | None = None
@@ -58,6 +64,11 @@ class Pull:
     def busy(self) -> bool:
         """Whether its thread is at work."""
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def open(self) -> bool:
+        """Whether there is still something to do: it is neither done nor cancelled."""
+        return self.state not in (State.DONE, State.CANCELLED)
 
     @property
     def text(self) -> str:
@@ -114,13 +125,7 @@ class Pull:
     def _next(self) -> State:
         """Work until something else has to happen; returns what the state is then."""
         if self._offer is None and not self._dropped:
-            self._offer = pull.look(
-                names.parse(self.name),
-                known=self._known,
-                store=self._store,
-                network=self._network,
-                quant=self._quant,
-            )
+            self._offer = self._look()
         if not self._agreed and not self._stopped and (question := self._ask()):
             self.question = question
             return State.ASKS
@@ -133,6 +138,16 @@ class Pull:
         if self._offer is not None:
             pull.forget(self._offer, self._store.paths)
         return State.CANCELLED
+
+    def _look(self) -> pull.Offer:
+        offer = pull.look(
+            _local(self.file.source) if self.file else names.parse(self.name),
+            known=self._known,
+            store=self._store,
+            network=self._network,
+            quant=self._quant,
+        )
+        return replace(offer, name=names.own(self.name)) if self.file else offer
 
     def _ask(self) -> str:
         """What the user must agree to, empty where there is nothing."""
@@ -159,6 +174,10 @@ class Pull:
                     self._changed(self)
 
 
+def _local(path: str) -> names.ModelName:
+    return names.ModelName(names.Source.LOCAL, path)
+
+
 _MOVING = (State.PULLING, State.PAUSED)
 
 
@@ -174,11 +193,26 @@ class Pulls:
     def start(self, name: str, known: Catalog, quant: str = "") -> Pull:
         """Begin to pull a model, or go on with it."""
         present = self.by_name.get(name)
-        if present is None or (not present.busy and present.state in (State.DONE, State.CANCELLED)):
+        if present is None or (not present.busy and not present.open):
             present = Pull(name, quant, known, self._store, self._network, self._changed)
             self.by_name[name] = present
         present.start()
         return present
+
+    def take_in(self, path: str, name: str, known: Catalog) -> Pull:
+        """Begin to take a GGUF file of this machine into the store, ``name`` "" = as it is called.
+
+        Raises NotFound, UsageProblem, BadFile or InvalidName before anything is done.
+        """
+        file = pull.describe(_local(path.strip()))
+        own = str(names.own(name)) if name else str(pull.local_name(file.source))
+        present = self.by_name.get(own)
+        if self._store.find(names.parse(own)) or (present is not None and present.open):
+            raise InvalidName(f"there is {own} already", "choose another name")
+        taken = Pull(own, "", known, self._store, self._network, self._changed, file)
+        self.by_name[own] = taken
+        taken.start()
+        return taken
 
     def leave(self, seconds: float) -> None:
         """Pause all of them; what arrived is gone on with at the next start."""

@@ -30,9 +30,9 @@ from localllama.tui.messages import (
     ModelChanged,
     PullChanged,
 )
-from localllama.tui.pulls import Pull, State
+from localllama.tui.pull_actions import PullActions
+from localllama.tui.pulls import State
 from localllama.tui.screens.confirm import Confirm
-from localllama.tui.screens.dialogs import Choose
 from localllama.tui.widgets.keys import Keys
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from localllama.tui.app import LocalLlamaApp
 
 _WIDE = 130  # columns, from which the details stand beside the table
-_MOVING = (State.LOOKING, State.PULLING, State.ASKS, State.PAUSED)
 
 
 class ModelsScreen(Screen[None]):
@@ -53,6 +52,7 @@ class ModelsScreen(Screen[None]):
         Binding("slash", "filter", "Filter"),
         Binding("p", "pull", "Pull"),
         Binding("t", "pull_type", "Pull type"),
+        Binding("f", "app.take_in", "From file"),
         Binding("space", "pause", "Pause"),
         Binding("x", "cancel", "Cancel"),
         Binding("d,delete", "delete", "Delete"),
@@ -70,6 +70,7 @@ class ModelsScreen(Screen[None]):
         self._found: list[Found] = []
         self._words = ""
         self._sorted_by = COLUMNS.index("STATE")
+        self._pulls = PullActions(self)
 
     def compose(self) -> ComposeResult:
         """Make the parts."""
@@ -113,7 +114,8 @@ class ModelsScreen(Screen[None]):
 
     def _list(self) -> None:
         known = self._known or catalog.Catalog({})
-        self._rows = rows(self.app.known_models(), known, self._found)
+        coming = self.app.pulls.by_name.values()
+        self._rows = rows(self.app.known_models(), known, self._found, coming)
         self._show()
 
     def _show(self) -> None:
@@ -131,9 +133,8 @@ class ModelsScreen(Screen[None]):
         self._note()
 
     def _state(self, row: Row) -> str:
-        pull = self.app.pulls.by_name.get(row.name)
-        if pull is not None and (pull.state in _MOVING or pull.state is State.FAILED):
-            return pull.text
+        if pulled := self._pulls.state(row.name):
+            return pulled
         if row.installed is None:
             return "on the hub" if row.found else ""
         if self.app.models.installed and self.app.models.installed.name == row.name:
@@ -148,10 +149,7 @@ class ModelsScreen(Screen[None]):
 
     def _note(self, text: str = "") -> None:
         """Say what goes on below the table: pulls first."""
-        moving = [pull for pull in self.app.pulls.by_name.values() if pull.state in _MOVING]
-        lines = [pull.line for pull in moving[:3]]
-        failed = [pull for pull in self.app.pulls.by_name.values() if pull.error is not None]
-        lines += [f"{p.name}: {p.error.message}. {p.error.hint}" for p in failed if p.error]
+        lines = list(self._pulls.lines())
         lines += [f"{error.message}. {error.hint}" for error in self.app.elsewhere.errors]
         self.query_one("#models-note", Static).update(printable("\n".join([*lines, text])).strip())
 
@@ -191,21 +189,12 @@ class ModelsScreen(Screen[None]):
     def on_pull_changed(self, event: PullChanged) -> None:
         """Show how far it is, ask what it asks, or list what has come."""
         pull = event.pull
-        if pull.state in (State.DONE, State.CANCELLED):
+        if pull.state in (State.DONE, State.CANCELLED) or pull.name not in self._table.rows:
             self._read()
         self._update_states()
         self._note()
         if pull.state is State.ASKS and self.app.screen is self:
-            self._ask(pull)
-
-    def _ask(self, pull: Pull) -> None:
-        def answered(yes: bool | None) -> None:
-            if yes:
-                pull.start(agreed=True)
-            else:
-                pull.cancel()
-
-        self.app.push_screen(Confirm(f"{pull.name}\n\n{pull.question}", "Pull it"), answered)
+            self._pulls.ask(pull)
 
     def _update_states(self) -> None:
         self._update("STATE", self._state)
@@ -319,58 +308,25 @@ class ModelsScreen(Screen[None]):
             self.app.load(row.installed)
             self.dismiss()
 
-    def action_pull(self, quant: str = "") -> None:
+    def action_pull(self) -> None:
         """Fetch the model, or go on where it stopped."""
-        if (row := self._row) is None or self._known is None:
-            return
-        if row.installed is not None:
-            where = "not local" if row.remote else "installed"
-            self.notify(f"{row.name} is {where}: Enter chats with it", markup=False)
-            return
-        self.app.pulls.start(row.name, self._known, quant)
-        self._update_states()
-        self._note()
+        if (row := self._row) is not None and self._known is not None:
+            self._pulls.start(row, self._known)
+            self._update_states()
+            self._note()
 
     def action_pull_type(self) -> None:
         """Choose the quantization type to fetch."""
-        row = self._row
-        if row is None or row.entry is None:
-            self.notify("Types are known of the catalog's models only")
-            return
-        entry = row.entry
-        options = []
-        for quant in entry.quants:
-            weight = catalog.estimate(entry, quant)
-            word = self.app.fits.type_word(entry, quant)
-            options.append((quant, f"{quant:8} {size(weight):>8}  {word}"))
-
-        def chosen(quant: str | None) -> None:
-            if quant is not None:
-                self.action_pull(quant)
-
-        question = f"Which type of {row.name}?"
-        self.app.push_screen(Choose(question, options, entry.default_quant), chosen)
-
-    def _pull_here(self) -> Pull | None:
-        return self.app.pulls.by_name.get(self._under_cursor or "")
+        if (row := self._row) is not None and self._known is not None:
+            self._pulls.choose_type(row, self._known)
 
     def action_pause(self) -> None:
         """Pause a pull, or go on with it."""
-        if (pull := self._pull_here()) is None:
-            self.notify("Nothing is pulled here: p pulls")
-        elif pull.busy:
-            pull.pause()
-        elif pull.state in (State.PAUSED, State.FAILED):
-            pull.start()
-        elif pull.state is State.ASKS:
-            self._ask(pull)
+        self._pulls.pause(self._under_cursor)
 
     def action_cancel(self) -> None:
         """Give a pull up, and remove what arrived."""
-        if (pull := self._pull_here()) is not None and pull.state is not State.DONE:
-            pull.cancel()
-        else:
-            self.notify("Nothing is pulled here")
+        self._pulls.cancel(self._under_cursor)
 
     def action_delete(self) -> None:
         """Remove the model, when the user says so."""
