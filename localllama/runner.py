@@ -50,6 +50,7 @@ class Want:
     """
 
     context_length: int = 0  # plan.MOST = the longest that fits
+    exact_context: bool = False  # a worker that has more will not do
     gpu_layers: int = -1
     threads: int = 0
     template: str = ""  # Jinja source, or the name of a built-in one
@@ -253,8 +254,7 @@ class Runner:
                 continue
             if self.config.run.slots not in (0, record.label.slots):
                 continue
-            # Where no length was asked for, what the program chose before is as good as now.
-            if record.context_length >= asked if asked > 0 else record.label.asked_context == asked:
+            if _has_context(record, asked, exact=want.exact_context):
                 engine = Engine.join(record, self.registry, self._keep_alive(want))
                 if engine is not None:
                     return engine
@@ -306,7 +306,7 @@ class Runner:
     # starting
 
     def _start(self, model: Installed, want: Want) -> Engine:
-        self._stop_smaller(self._key(model, want))
+        self._stop_replaced(self._key(model, want))
         options = self._options(model, want)
         info = gguf_file.read_split_info(options.paths)
         wish = self._wish(model, want, info)
@@ -348,8 +348,8 @@ class Runner:
             ),
         )
 
-    def _stop_smaller(self, key: str) -> None:
-        """End what a worker with a larger context or other slots replaces, unless it is used."""
+    def _stop_replaced(self, key: str) -> None:
+        """End what a worker with another context or other slots replaces, unless it is used."""
         for running in self.running():
             same = running.record.label.key == key
             if same and running.status is not None and not running.status.clients:
@@ -411,6 +411,13 @@ class Runner:
         why = f"the model was unloaded to make room for {name}"
         longest_first = sorted(idle, key=lambda r: r.status.idle_seconds if r.status else 0)[::-1]
         any(self.registry.stop(r.record, why, only_idle=True) for r in longest_first)
+
+
+def _has_context(record: Record, asked: int, *, exact: bool) -> bool:
+    if asked > 0:
+        return record.context_length == asked or (not exact and record.context_length > asked)
+    # Where no length was asked for, what the program chose before is as good as now.
+    return record.label.asked_context == asked
 
 
 def _attempt(

@@ -111,7 +111,7 @@ async def filtered(screen: Screen, engine: ScriptedEngine) -> None:
 async def settings(screen: Screen, engine: ScriptedEngine) -> None:
     """Every setting, what counts, and why."""
     await screen.press("f3")
-    await screen.shows("temperature", "system prompt")
+    await screen.shows("temperature", "system prompt", "f16 (by the program)")
 
 
 async def compare(screen: Screen, engine: ScriptedEngine) -> None:

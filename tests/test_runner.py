@@ -161,8 +161,12 @@ def test_a_model_that_is_large_enough_is_used_and_a_smaller_one_replaced(
     with runner.open(model, replace(WANT, context_length=256)) as second:
         assert second.pid == first.pid
         assert second.ready.context_length == 512
+    exactly = replace(WANT, context_length=256, exact_context=True)
+    with runner.open(model, exactly) as less:
+        assert (less.pid != first.pid, less.ready.context_length) == (True, 256)
+    assert [running.record.pid for running in runner.running()] == [less.pid]
     with runner.open(model, replace(WANT, context_length=1024)) as third:
-        assert third.pid != first.pid
+        assert third.pid != less.pid
     assert [running.record.pid for running in runner.running()] == [third.pid]
     with runner.open(model, replace(WANT, context_length=256, threads=2)) as other:
         assert other.pid != third.pid  # loaded in another way

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from localllama.config import Config, load
 from localllama.errors import InvalidConfig
 from localllama.runner import Want
 from localllama.store import Store, StoredFile
-from tests.support.app import Screen, running
+from tests.support.app import Screen, ScriptedRunner, running
 from tests.support.engines import ScriptedEngine
 from tests.support.gguf_maker import write_tiny_llama
 
@@ -122,6 +123,41 @@ def test_what_a_context_costs_is_shown_while_it_is_typed(home: Path) -> None:
         assert runner.preview(kept, Want(), runner.machine())[1].kv_type == "f32"
 
     use(home, flow, size=(80, 24))
+
+
+def test_a_changed_context_is_loaded_at_once_or_after_the_reply(home: Path) -> None:
+    async def flow(screen: Screen) -> None:
+        runner, models = screen.app.runner, screen.app.models
+        assert isinstance(runner, ScriptedRunner)
+        await to(screen, "context length")
+        await screen.shows("1000 (by the program)", "1000 take 90 MB")
+        await screen.press("enter")
+        await screen.type("512")
+        await screen.shows("loaded again with this", "► chat         512")
+        await screen.until(lambda: runner.opened[-1] == ("smol:latest", 512))
+        await screen.press("tab", "tab", "enter", "ctrl+u")  # everywhere: the chat's own wins
+        await screen.type("600")
+        await screen.shows("  config.toml  600")
+        assert len(runner.opened) == 2
+        runner.engine.pause = threading.Event()
+        await screen.press("escape")
+        await screen.type("hello")
+        await screen.shows("word1")
+        await screen.press("f3", "backspace")
+        await to(screen, "context length")
+        await screen.press("backspace")
+        await screen.shows("from the next message", "► config.toml  600")
+        assert len(runner.opened) == 2
+        runner.engine.pause.set()
+        await screen.press("escape")
+        await screen.shows("word2")
+        await screen.until(lambda: not screen.app.screen.busy)
+        runner.engine.pause = None
+        await screen.type("again")
+        await screen.until(lambda: runner.opened[2:] == [("smol:latest", 0)])
+        assert not models.outdated
+
+    use(home, flow)
 
 
 def test_the_theme_is_kept(home: Path) -> None:

@@ -136,7 +136,7 @@ class LocalLlamaApp(App[None]):
 
     def load(self, model: Installed, context_length: int = 0) -> None:
         """Begin to load a model."""
-        self.models.choose(model, Want(context_length=context_length))
+        self.models.choose(model, Want(context_length=context_length, exact_context=True))
 
     def take_in(self, path: str, name: str = "") -> Pull:
         """Begin to take a GGUF file into the store, under its own name or another.

@@ -88,6 +88,7 @@ class Models:
         self._turn = 0  # of the latest choice
         self.installed: Installed | None = None
         self.want = Want()
+        self.outdated = False  # another context or KV type is wanted than what is loaded
         self.fraction = 0.0  # of the model that is loaded
         self.error: LocalLlamaError | None = None
         self._engine: Future[Loaded] = Future()
@@ -109,7 +110,7 @@ class Models:
         with self._lock:
             self._turn += 1
             self.installed, self.want = installed, want
-            self.fraction, self.error = 0.0, None
+            self.fraction, self.error, self.outdated = 0.0, None, False
             self._engine = Future()
             arguments = (self._turn, self._engine, installed, want, before)
         # A daemon: to read a large file takes long, and leaving the app should not.
@@ -126,8 +127,13 @@ class Models:
             message = "another model was chosen before this one was loaded"
             raise EngineError(message, "Ctrl+R tries again") from error
 
+    @property
+    def broken(self) -> bool:
+        """Whether it could not be loaded, or its process has ended."""
+        return self.error is not None or (self.engine is not None and not self.engine.alive)
+
     def again(self) -> None:
-        """Load the same model once more: its process has died."""
+        """Load the same model once more."""
         if self.installed is not None:
             self.choose(self.installed, self.want)
 

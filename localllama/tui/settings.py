@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from localllama.amounts import size
 from localllama.engine import remote, sampling
 from localllama.errors import InvalidParameter
-from localllama.plan import KV_TYPES
+from localllama.plan import KV_TYPES, Plan
 from localllama.runner import parameter_layers
 from localllama.store import Installed
 
@@ -56,6 +57,7 @@ class Settings:
         self._app = app
         self._chat = chat
         self.model: Installed | None = app.models.installed
+        self.plan: Plan | None = None  # how the model would be loaded, once somebody has asked
 
     @property
     def own(self) -> dict[str, object]:
@@ -75,8 +77,10 @@ class Settings:
         resolved = sampling.resolve(layers)
         rows = [
             self._plain(SYSTEM, self._systems(), "none"),
-            self._loading(CONTEXT, self._contexts()),
-            self._loading(KV_TYPE, self._kv_types()),
+            self._context(),
+            self._loading(
+                KV_TYPE, self._kv_types(self.model), self.plan.kv_type if self.plan else ""
+            ),
             self._plain(THEME, [("config.toml", self._app.config.tui.theme)], self._app.theme),
         ]
         for parameter in sampling.PARAMETERS:
@@ -137,7 +141,7 @@ class Settings:
             raise InvalidParameter(f"the context length is a number of tokens, not {text!r}")
         if name == KV_TYPE and text and text not in KV_TYPES:
             raise InvalidParameter(f"there is no KV type {text!r}", f"known: {', '.join(KV_TYPES)}")
-        want = self._app.models.want
+        before, want = self._asked(), self._app.models.want
         if self._elsewhere and scope is not Scope.EVERYWHERE:
             raise InvalidParameter("the model is not local: its server decides that")
         if scope is Scope.EVERYWHERE:
@@ -155,22 +159,41 @@ class Settings:
             want = replace(want, context_length=int(text) if text else 0)
         else:
             want = replace(want, kv_type=text)
-        if (loaded := self._app.models.installed) is not None and not loaded.remote:
-            self._app.models.choose(loaded, want)
-            self._chat.keep_model()
+        loaded = self._app.models.installed
+        if loaded is None or loaded.remote:
+            return
+        self._app.models.want = want
+        self._chat.keep_model()
+        if self._asked() != before:  # else another layer wins, or it is another model's
+            self._load_again()
+
+    def _load_again(self) -> None:
+        """Load the model with what is asked for now, but break off no reply."""
+        self._app.models.outdated = True
+        if self._chat.busy:
+            self._app.notify("This holds from the next message: the model is loaded again then")
+        else:
+            self._app.models.again()
+            self._app.notify("The model is loaded again with this")
 
     def _systems(self) -> list[tuple[str, str]]:
         conversation = self._chat.conversation
         chat = conversation.chat.system if conversation else self._chat.system
         return [("chat", chat or ""), ("model", self.model.system if self.model else "")]
 
-    def _contexts(self) -> list[tuple[str, str]]:
-        own = self.model.parameters.get("num_ctx") if self.model else 0
+    def _asked(self) -> list[str]:
+        """The context length and KV type that the loaded model should have, "" = any."""
+        loaded = self._app.models.installed
+        both = self._contexts(loaded), self._kv_types(loaded)
+        return [next((value for _, value in layers if value), "") for layers in both]
+
+    def _contexts(self, model: Installed | None) -> list[tuple[str, str]]:
+        own = model.parameters.get("num_ctx") if model else 0
         lengths = self._app.models.want.context_length, own, self._app.config.run.context_length
         return [(label, str(n or "")) for label, n in zip(_LAYERS, lengths, strict=True)]
 
-    def _kv_types(self) -> list[tuple[str, str]]:
-        own = self.model.parameters.get("kv_type") if self.model else ""
+    def _kv_types(self, model: Installed | None) -> list[tuple[str, str]]:
+        own = model.parameters.get("kv_type") if model else ""
         types = self._app.models.want.kv_type, own, self._app.config.run.kv_type
         return [(label, str(kv or "")) for label, kv in zip(_LAYERS, types, strict=True)]
 
@@ -178,10 +201,25 @@ class Settings:
     def _elsewhere(self) -> bool:
         return self.model is not None and self.model.remote
 
-    def _loading(self, name: str, layers: list[tuple[str, str]]) -> Setting:
+    def _context(self) -> Setting:
+        """The context length, with the number that the program chose and what it takes."""
+        engine, length, kv_bytes = self._app.models.engine, 0, 0
+        if engine is not None and self.model == self._app.models.installed:
+            length = engine.ready.context_length
+            kv_bytes = sum(held.kv_bytes for held in engine.label.devices)
+        elif self.plan is not None:
+            length = self.plan.context_length
+            kv_bytes = sum(use.kv_bytes for use in self.plan.uses)
+        setting = self._loading(CONTEXT, self._contexts(self.model), str(length or ""))
+        if not kv_bytes or self._elsewhere:
+            return setting
+        return replace(setting, help=f"{setting.help} {length} take {size(kv_bytes)}.")
+
+    def _loading(self, name: str, layers: list[tuple[str, str]], chosen: str) -> Setting:
         if self._elsewhere:
             return Setting(name, _NOT_APPLICABLE, sampling.DEFAULT, _HELP[name], ())
-        return self._plain(name, layers, "chosen by the program")
+        default = f"{chosen} (by the program)" if chosen else "chosen by the program"
+        return self._plain(name, layers, default)
 
     def _plain(self, name: str, layers: list[tuple[str, str]], default: str) -> Setting:
         first = next(((label, value) for label, value in layers if value), None)

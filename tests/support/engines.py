@@ -86,7 +86,10 @@ class ScriptedEngine:
             pid=0,
             process_started=0,
             label=Label(
-                devices=(DeviceBytes(device="CPU"), DeviceBytes(device="CUDA0")),
+                devices=(
+                    DeviceBytes(device="CPU", kv_bytes=9 * 10**7),
+                    DeviceBytes(device="CUDA0"),
+                ),
                 layers=31,
                 gpu_layers=10,
             ),

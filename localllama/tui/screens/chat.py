@@ -213,7 +213,7 @@ class ChatScreen(Screen[None]):
     async def reply(self, conversation: Conversation) -> None:
         """Let the model answer the end of the branch."""
         models = self.app.models
-        if models.error is not None or (models.engine is not None and not models.engine.alive):
+        if models.broken or (models.outdated and not self.busy):
             models.again()  # somebody may have unloaded it meanwhile
         self.keep_model()
         self.titles.stop()
@@ -298,6 +298,11 @@ class ChatScreen(Screen[None]):
         if reply.begun and self.app.config.tui.model_titles:
             self.titles.add(chat, reply.conversation.branch[-1])
         self.chats.refresh()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a reply is on its way in any chat."""
+        return bool(self._replies)
 
     def replying(self, chat: int) -> bool:
         """Whether a reply is on its way in a chat."""

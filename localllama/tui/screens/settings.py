@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -15,11 +17,12 @@ from textual.widgets import DataTable, Static, Tab, Tabs
 
 from localllama import plan, presets
 from localllama.amounts import size
-from localllama.errors import InvalidParameter
+from localllama.errors import InvalidParameter, LocalLlamaError
 from localllama.harmless import printable
 from localllama.plan import KV_TYPES
 from localllama.presets import Preset
 from localllama.store import Installed
+from localllama.tui.messages import ModelChanged
 from localllama.tui.screens.chat import ChatScreen
 from localllama.tui.screens.dialogs import Ask, Choose
 from localllama.tui.screens.memory import Memory
@@ -79,6 +82,7 @@ class SettingsScreen(Screen[None]):
         if self._settings is None:
             self.edit(None)
         self._show()
+        self._plan()
 
     def edit(self, model: Installed | None) -> None:
         """Show the settings of a model, or None for those of the chat."""
@@ -89,6 +93,24 @@ class SettingsScreen(Screen[None]):
             self._settings.model = model
         if self.is_mounted:
             self.query_one(Tabs).active = (Scope.MODEL if model else Scope.CHAT).name
+
+    def _plan(self) -> None:
+        """Find out, in a thread, how the model would be loaded."""
+        settings, app = self._settings, self.app
+        if settings is None or settings.model is None or settings.model.remote:
+            return
+        model, want = settings.model, app.models.want
+
+        def look() -> None:
+            with suppress(LocalLlamaError):  # what loads the model tells
+                settings.plan = app.runner.preview(model, want, app.runner.machine())[1]
+                self.post_message(ModelChanged())
+
+        threading.Thread(target=look, daemon=True).start()
+
+    def on_model_changed(self) -> None:
+        """Show what it has now."""
+        self._show()
 
     def _show(self) -> None:
         if self._settings is None:
@@ -165,6 +187,7 @@ class SettingsScreen(Screen[None]):
             with self.app.telling():
                 self._settings.change(name, text, self._scope)
             self._show()
+            self._plan()
 
     def action_unset(self) -> None:
         """Leave it to the next layer."""
@@ -172,6 +195,7 @@ class SettingsScreen(Screen[None]):
             with self.app.telling():
                 self._settings.change(self._row.name, "", self._scope)
             self._show()
+            self._plan()
 
     def _cost(self, text: str) -> str:
         """Called in a thread: what a context length or a KV type takes."""
