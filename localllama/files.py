@@ -33,7 +33,7 @@ def translate(error: OSError, where: Path) -> StoreError:
     if error.errno in _FULL:
         return DiskFull(
             f"the disk is full: {where}",
-            "free some space (localllama prune shows what can go) and run the command again; "
+            "free some space (localllama prune shows what can go) and try again; "
             "what was downloaded so far is kept",
         )
     if error.errno in _FORBIDDEN:

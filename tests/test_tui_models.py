@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,7 +151,7 @@ def test_several_pulls_are_paused_resumed_and_cancelled(home: Path, hub: Hub) ->
     """The files are no models: those that arrive whole are refused, and that is told."""
     for name in "one", "three":
         hub.add_repo(f"owner/pull-{name}", {f"{name}-Q8_0.gguf": Generated(PARTS, seed=len(name))})
-    stalls = [hub.fault(f"{n}-Q8_0", "stall", None, after=PARTS // 2) for n in ("one", "three")]
+    stalls = [hub.fault(f"{n}-Q8_0", "stall", None, after=PARTS * 45 // 100) for n in ("one", "three")]
 
     async def flow(screen: Screen) -> None:
         pulls = screen.app.pulls.by_name
@@ -182,6 +183,33 @@ def test_several_pulls_are_paused_resumed_and_cancelled(home: Path, hub: Hub) ->
 
     use(home, flow, network=online(hub))
     assert not list(paths.locate(home).partials.glob("*.part"))
+
+
+def test_a_pull_that_fails_is_told_once_until_it_is_given_up(home: Path, hub: Hub) -> None:
+    hub.add_repo("owner/pull", {"a-Q8_0.gguf": Generated(PARTS, seed=1)})
+
+    async def flow(screen: Screen) -> None:
+        await screen.press("slash")
+        await screen.type("pull")
+        await screen.shows("1 repositories")
+        hub.fault("a-Q8_0", "status", None, status=503)
+        for key in "p", "space":
+            await screen.press(key)
+            await screen.until(lambda: screen.app.screen._row.name in screen.app.pulls.by_name)
+            pull = screen.app.pulls.by_name[screen.app.screen._row.name]
+            await screen.until(lambda pull=pull: pull.state == "failed")
+            await screen.shows("Space tries again, x gives it up")
+        assert screen.text.count("pull:") == 1
+        assert not screen.app._notifications
+        await screen.press("x")
+        await screen.hides("x gives it up")
+        assert pull.state == "cancelled"
+        await screen.press("p")
+        await screen.until(lambda: screen.app.screen._pulls.state(pull.name) == "failed")
+        await screen.press("escape")
+        assert not screen.app._notifications
+
+    use(home, flow, network=replace(online(hub), retries=1))
 
 
 def test_a_file_is_taken_in_under_a_name(home: Path, tiny: Path) -> None:

@@ -103,6 +103,6 @@ class Remote:
     def _differs(self, name: str) -> BadFile:
         return ChecksumMismatch(
             f"{name} of {self.name} is not what its source said of it",
-            "it may be changing at this moment: run the same command again",
+            "it may be changing at this moment: try again",
             name,
         )

@@ -166,6 +166,6 @@ def _check_md5(file: RemoteFile, path: Path) -> Generator[Progress, None, None]:
         raise ChecksumMismatch(
             f"{file.name} is not what its source promised: its md5 is {digest.hexdigest()} instead "
             f"of {file.md5}",
-            "it was removed: run the same command again",
+            "it was removed: try again",
             file.name,
         )

@@ -136,7 +136,7 @@ class DataFile:
     def _changed(self) -> BadFile:
         return BadFile(
             f"{self.path} changed while it was read",
-            "wait until whatever writes it has ended, and run the command again",
+            "wait until whatever writes it has ended, and try again",
             str(self.path),
         )
 

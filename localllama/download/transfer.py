@@ -44,7 +44,7 @@ _REPORT_SECONDS = 0.1
 _RATE_SAMPLES = 50
 _MAX_RESTARTS = 3
 _CLOSE_SECONDS = 0.5
-_KEPT = "what arrived is kept: run the same command again to go on"
+_KEPT = "what arrived is kept, and the next try goes on from there"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import netrc
 import os
 import random
+import re
 import socket
 import ssl
 import threading
@@ -215,16 +216,21 @@ class Web:
                 "behind a company proxy, set SSL_CERT_FILE to a file with its certificate",
             )
         if isinstance(error, httpx2.ProxyError):
-            reason = f"the proxy does not let us reach {host} ({error})"
+            reason = f"the proxy does not let us reach {host} ({plainly(error)})"
         elif isinstance(error, httpx2.ConnectTimeout):
             reason = f"{host} does not answer"
         elif isinstance(error, httpx2.TimeoutException):
             reason = f"{host} sent nothing for {patience_seconds:g} seconds"
         elif isinstance(error, httpx2.ConnectError):
-            reason = f"cannot reach {host} ({error})"
+            reason = f"cannot reach {host} ({plainly(error)})"
         else:
-            reason = f"the connection to {host} was lost ({error or type(error).__name__})"
+            reason = f"the connection to {host} was lost ({plainly(error)})"
         return Retry(ConnectionLost(reason, "check the network connection and try again"))
+
+
+def plainly(error: Exception) -> str:
+    """Return what a network error says, without the number that the system gives it."""
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
 
 
 def _break(opened: socket.socket) -> None:

@@ -223,6 +223,8 @@ class _Hub:
         from huggingface_hub import HfApi, get_session
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
+        from localllama.download.web import plainly
+
         try:
             session = get_session()
         except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
@@ -247,8 +249,8 @@ class _Hub:
             ) from error
         except httpx2.HTTPError as error:
             raise ConnectionLost(
-                f"cannot reach {self.endpoint}: {error or type(error).__name__}",
-                "check the connection and the proxy settings, then run the command again",
+                f"cannot reach {self.endpoint}: {plainly(error)}",
+                "check the connection and the proxy settings, then try again",
             ) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ServerFailed(

@@ -188,8 +188,16 @@ class LocalLlamaApp(App[None]):
         pull = event.pull
         if pull.state is State.DONE:
             self.notify(f"{pull.name} is installed", markup=False)
-        elif pull.error is not None:
+        elif pull.error is not None and not self._shows_pulls:
             self.tell(pull.error)
+
+    @property
+    def _shows_pulls(self) -> bool:
+        """Whether a screen says itself what became of a pull, for as long as it matters."""
+        from localllama.tui.screens.models import ModelsScreen
+        from localllama.tui.screens.welcome import Welcome
+
+        return any(isinstance(screen, ModelsScreen | Welcome) for screen in self.screen_stack)
 
     def configure(
         self,

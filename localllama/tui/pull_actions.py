@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from localllama.tui.screens.models import ModelsScreen
 
 _MOST_LINES = 3
+_KEYS = "Space tries again, x gives it up."
 
 
 class PullActions:
@@ -34,11 +35,14 @@ class PullActions:
         return pull.text if pull is not None and pull.open else ""
 
     def lines(self) -> Iterator[str]:
-        """Yield what goes on, and what went wrong."""
+        """Yield what goes on, and of each pull that failed why."""
         pulls = list(self._pulls.by_name.values())
         moving = [pull for pull in pulls if pull.open and pull.error is None]
         yield from (pull.line for pull in moving[:_MOST_LINES])
-        yield from (f"{p.name}: {p.error.message}. {p.error.hint}" for p in pulls if p.error)
+        for pull in pulls:
+            if pull.error is not None:
+                said = filter(None, (pull.error.message, pull.error.hint, _KEYS))
+                yield f"{pull.name}: {'. '.join(said)}"
 
     def start(self, row: Row, known: catalog.Catalog, quant: str = "") -> None:
         """Fetch the model, or go on where it stopped."""

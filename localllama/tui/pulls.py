@@ -73,6 +73,8 @@ class Pull:
     @property
     def text(self) -> str:
         """The state in a few characters, with the share that is here."""
+        if self._stopped and self.state in (State.LOOKING, State.PULLING):
+            return "cancelling" if self._dropped else "pausing"
         progress = self.progress
         if progress is None or not progress.total_bytes or self.state not in _MOVING:
             return self.state.value
@@ -98,17 +100,21 @@ class Pull:
             self.state, self.error = State.LOOKING, None
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
+            self._changed(self)
 
     def pause(self) -> None:
         """Stop; what arrived stays."""
         self._stopped = True
+        self._changed(self)
 
     def cancel(self) -> None:
         """Stop, and remove what arrived."""
         self._stopped = self._dropped = True
+        self.error = None
         if not self.busy:
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
+        self._changed(self)
 
     def wait(self, seconds: float) -> None:
         """Return when it has stopped, or after so long."""
@@ -124,13 +130,13 @@ class Pull:
 
     def _next(self) -> State:
         """Work until something else has to happen; returns what the state is then."""
-        if self._offer is None and not self._dropped:
-            self._offer = self._look()
-        if not self._agreed and not self._stopped and (question := self._ask()):
-            self.question = question
+        try:
+            self._work()
+        except LocalLlamaError:
+            if not self._stopped:  # else the user has given up, and need not know
+                raise
+        if self.question and not self._agreed and not self._stopped:
             return State.ASKS
-        if self._offer is not None and not self._stopped:
-            self._fetch(self._offer)
         if self.installed is not None:
             return State.DONE
         if not self._dropped:
@@ -138,6 +144,16 @@ class Pull:
         if self._offer is not None:
             pull.forget(self._offer, self._store.paths)
         return State.CANCELLED
+
+    def _work(self) -> None:
+        """Look, ask and fetch, as far as that goes."""
+        if self._offer is None and not self._dropped:
+            self._offer = self._look()
+        if self._offer is None or self._stopped:
+            return
+        self.question = self._ask(self._offer)
+        if self._agreed or not self.question:
+            self._fetch(self._offer)
 
     def _look(self) -> pull.Offer:
         offer = pull.look(
@@ -149,11 +165,10 @@ class Pull:
         )
         return replace(offer, name=names.own(self.name)) if self.file else offer
 
-    def _ask(self) -> str:
+    def _ask(self, offer: pull.Offer) -> str:
         """What the user must agree to, empty where there is nothing."""
-        assert self._offer is not None
-        trouble = pull.judge(self._offer, self._store.paths)
-        licence = self._offer.licence
+        trouble = pull.judge(offer, self._store.paths)
+        licence = offer.licence
         terms = f"By going on you accept the licence {licence.name} ({licence.link})."
         parts = [terms] if licence.accept else []
         if trouble is not None:
