@@ -76,6 +76,17 @@ def test_installed_and_catalog_are_listed_with_what_fits(home: Path, size: tuple
         await screen.shows("llama2:13b")
         await screen.press("enter")
         await screen.shows("This is offline")
+        await screen.press("slash", *"zz")
+        await screen.shows("Nothing here matches 'zz'. Esc clears the filter.")
+        await screen.press("escape")
+        await screen.shows("smol")
+        await screen.press("slash")
+        await screen.paste("llama2:13b")
+        await screen.hides("smol")
+        await screen.press("f2")
+        await screen.shows("A new conversation")
+        await screen.press("f2")
+        await screen.shows("smol", "Type to filter")
         await screen.press("escape")
         await screen.shows("A new conversation")
 
@@ -206,7 +217,8 @@ def test_a_pull_that_fails_is_told_once_until_it_is_given_up(home: Path, hub: Hu
         assert pull.state == "cancelled"
         await screen.press("p")
         await screen.until(lambda: screen.app.screen._pulls.state(pull.name) == "failed")
-        await screen.press("escape")
+        await screen.press("escape", "escape")
+        await screen.shows("A new conversation")
         assert not screen.app._notifications
 
     use(home, flow, network=replace(online(hub), retries=1))

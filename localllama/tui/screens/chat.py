@@ -337,7 +337,7 @@ class ChatScreen(Screen[None]):
     # keys
 
     def action_stop(self) -> None:
-        """Stop the reply; else leave what is being edited, or go back to the composer."""
+        """Stop the reply; else leave what is being edited, or the search, for the composer."""
         conversation, composer = self.conversation, self.query_one(Composer)
         reply = self._replies.get(conversation.chat.id) if conversation else None
         if reply is not None:
@@ -348,6 +348,7 @@ class ChatScreen(Screen[None]):
             composer.write("")
         elif self.app.size.width < _NARROW:
             self.query_one(Sidebar).add_class("hidden")
+        self.query_one(Sidebar).search("")
         composer.focus()
 
     async def action_new(self) -> None:

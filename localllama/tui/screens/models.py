@@ -106,6 +106,11 @@ class ModelsScreen(Screen[None]):
         """Look at what is installed and fits now."""
         self._read()
 
+    def on_screen_suspend(self) -> None:
+        """Leave no filter behind, unless only a question has come over this."""
+        if self not in self.app.screen_stack:
+            self._leave_filter()
+
     def _read(self) -> None:
         """List what is there, and begin to find out what fits."""
         self.app.fits.look(self.app.store.models())
@@ -151,6 +156,8 @@ class ModelsScreen(Screen[None]):
         """Say what goes on below the table: pulls first."""
         lines = list(self._pulls.lines())
         lines += [f"{error.message}. {error.hint}" for error in self.app.elsewhere.errors]
+        if self._words and not self._table.row_count:
+            lines.append(f"Nothing here matches {self._words!r}. Esc clears the filter.")
         self.query_one("#models-note", Static).update(printable("\n".join([*lines, text])).strip())
 
     # which row
@@ -243,6 +250,10 @@ class ModelsScreen(Screen[None]):
     def action_filter(self) -> None:
         """Go to the filter."""
         self.query_one("#filter", Input).focus()
+
+    def _leave_filter(self) -> None:
+        self.query_one("#filter", Input).value = ""
+        self.set_focus(self._table)
 
     def action_sort(self) -> None:
         """Sort by the next column."""
@@ -377,8 +388,8 @@ class ModelsScreen(Screen[None]):
         """Leave the filter, the details or the screen."""
         if self.has_class("detailed"):
             self.action_details()
-        elif self.focused is not self._table:
-            self._table.focus()
+        elif self._words or self.focused is not self._table:
+            self._leave_filter()
         else:
             self.dismiss()
 

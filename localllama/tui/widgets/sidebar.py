@@ -20,6 +20,9 @@ from localllama.chat.records import Chat, Hit
 from localllama.harmless import printable
 
 
+_NOTHING = "Nothing is found. Esc clears the search."
+
+
 class ChatList(OptionList):
     """The list, with what can be done with a chat."""
 
@@ -88,7 +91,8 @@ class Sidebar(Vertical):
 
     def show_hits(self, hits: Sequence[Hit], current: int | None) -> None:
         """List what a search found."""
-        self._fill([_found(hit, number) for number, hit in enumerate(hits)], current)
+        found = [_found(hit, number) for number, hit in enumerate(hits)]
+        self._fill(found or [Option(_NOTHING, disabled=True)], current)
 
     def search(self, words: str) -> None:
         """Search for other words."""
