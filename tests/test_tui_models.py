@@ -162,7 +162,8 @@ def test_several_pulls_are_paused_resumed_and_cancelled(home: Path, hub: Hub) ->
     """The files are no models: those that arrive whole are refused, and that is told."""
     for name in "one", "three":
         hub.add_repo(f"owner/pull-{name}", {f"{name}-Q8_0.gguf": Generated(PARTS, seed=len(name))})
-    stalls = [hub.fault(f"{n}-Q8_0", "stall", None, after=PARTS * 45 // 100) for n in ("one", "three")]
+    after = PARTS * 45 // 100
+    stalls = [hub.fault(f"{n}-Q8_0", "stall", None, after=after) for n in ("one", "three")]
 
     async def flow(screen: Screen) -> None:
         pulls = screen.app.pulls.by_name

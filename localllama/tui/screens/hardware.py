@@ -86,7 +86,8 @@ class HardwareScreen(Screen[None]):
         row = table.cursor_row
         table.clear()
         for key, running in self._loaded.items():
-            table.add_row(*(Text(printable(cell)) for cell in _cells(running)), key=key)
+            cells = _cells(running, mine=self._mine(running))
+            table.add_row(*(Text(printable(cell)) for cell in cells), key=key)
         if not self._loaded:
             table.add_row(Text("no model is loaded"), *(Text("") for _ in _COLUMNS[1:]))
         table.move_cursor(row=row)
@@ -118,10 +119,20 @@ class HardwareScreen(Screen[None]):
         if running is None:
             self.notify("No model is loaded")
             return
-        clients = running.status.clients if running.status else 0
-        users = f"It is used by {clients}: their replies break off." if clients else ""
-        question = f"Unload {running.record.label.name}?\n{users}".strip()
+        mine, name = self._mine(running), running.record.label.name
+        others = _others(running, mine=mine)
+        lines = [f"Unload {name}?"]
+        if others:
+            lines.append(f"Used by {_counted(others)}: replies to them break off.")
+        if mine:
+            lines.append("The next message loads it again.")
+        question = "\n".join(lines)
         self.app.push_screen(Confirm(question, "Unload"), partial(self._unload, running))
+
+    def _mine(self, running: Running) -> bool:
+        """Whether this app is one of those that use it."""
+        engine = self.app.models.engine
+        return engine is not None and engine.label == running.record.label
 
     def _unload(self, running: Running, yes: bool | None) -> None:
         if yes:
@@ -129,16 +140,27 @@ class HardwareScreen(Screen[None]):
             threading.Thread(target=stop, daemon=True).start()
 
 
-def _cells(running: Running) -> list[str]:
-    record, status = running.record, running.status
-    clients = status.clients if status else 0
+def _others(running: Running, *, mine: bool) -> int:
+    """How many use it besides this app."""
+    return max(0, running.status.clients - mine) if running.status else 0
+
+
+def _counted(others: int) -> str:
+    return f"{others} other" if others == 1 else f"{others} others"
+
+
+def _cells(running: Running, *, mine: bool) -> list[str]:
+    record, others = running.record, _others(running, mine=mine)
+    users = ["this app"] if mine else []
+    if others:
+        users.append(_counted(others))
     return [
         record.label.name,
         size(record.label.size_bytes),
         running.processor,
         str(record.context_length),
         str(record.pid),
-        f"{clients} client{'s' if clients != 1 else ''}" if clients else "nobody",
+        ", ".join(users) or "nobody",
         running.until,
     ]
 

@@ -19,7 +19,6 @@ from textual.widgets.option_list import Option, OptionDoesNotExist
 from localllama.chat.records import Chat, Hit
 from localllama.harmless import printable
 
-
 _NOTHING = "Nothing is found. Esc clears the search."
 
 
