@@ -31,6 +31,20 @@ _SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>[0-9]{5})-of-(?P<count>[0-9]{5})\.gg
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
+# Of the identifiers that models come under (spdx.org/licenses), however they are written there.
+_SPDX = {
+    id.casefold(): id
+    for id in (
+        *("AFL-3.0", "AGPL-3.0", "Apache-2.0", "Artistic-2.0", "BSD-2-Clause", "BSD-3-Clause"),
+        *("BSL-1.0", "CC-BY-2.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0"),
+        *("CC-BY-NC-2.0", "CC-BY-NC-3.0", "CC-BY-NC-4.0", "CC-BY-NC-ND-4.0", "CC-BY-NC-SA-4.0"),
+        *("CC-BY-ND-4.0", "CC0-1.0", "ECL-2.0", "EPL-2.0", "GPL-2.0", "GPL-3.0", "ISC", "LGPL-2.1"),
+        *("LGPL-3.0", "MIT", "MPL-2.0", "MS-PL", "NCSA", "OFL-1.1", "OSL-3.0", "PostgreSQL"),
+        *("Unlicense", "WTFPL", "Zlib"),
+    )
+}
+
+
 class Source(StrEnum):
     """Where a model comes from."""
 
@@ -173,6 +187,15 @@ def own(text: str) -> ModelName:
     if name.source is not Source.CATALOG:
         raise InvalidName(f"{text!r} cannot be a name of your own", "choose one like my-model:v1")
     return name if name.tag else replace(name, tag="latest")
+
+
+def spdx(licence: str) -> str:
+    """Return a licence's name as SPDX spells it, where SPDX has it.
+
+    >>> spdx("apache-2.0")
+    'Apache-2.0'
+    """
+    return _SPDX.get(licence.casefold(), licence)
 
 
 def split_parts(name: str) -> tuple[str, ...]:

@@ -450,5 +450,5 @@ def local_name(path: str) -> ModelName:
 
 def licence_terms(model: Mapping[str, Any]) -> str:
     """Return one line on the terms a model comes under, empty when none are known."""
-    name, link = str(model.get("name", "")), str(model.get("link", ""))
+    name, link = names.spdx(str(model.get("name", ""))), str(model.get("link", ""))
     return f"{name} ({link})" if name and link else name or link

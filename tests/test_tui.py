@@ -46,7 +46,7 @@ def test_a_message_gets_a_reply_and_both_are_saved(home: Path, engine: ScriptedE
     engine.texts = ("# Colours\n\n", "- **red**\n- blue\n\n", "```python\nprint(1)\n", "```\n")
 
     async def flow(screen: Screen) -> None:
-        await screen.shows("A new conversation", "smol Q4_1")
+        await screen.shows("A new conversation", "smol:latest Q4_1")
         await screen.type("Name two")
         await screen.shows("You", "Colours", "• red", "python  copy", "print(1)", "Today")
         await screen.shows("ctx", "/1000", "10/31 layers on CUDA0")
@@ -342,9 +342,9 @@ def test_another_model_is_chosen(home: Path, engine: ScriptedEngine) -> None:
         await screen.press("ctrl+o")
         await screen.shows("Which model should reply?", "big:latest")
         await screen.press("down", "enter")
-        await screen.shows("big Q4_1")
+        await screen.shows("big:latest Q4_1")
         await screen.type("/load smol")
-        await screen.shows("smol Q4_1")
+        await screen.shows("smol:latest Q4_1")
         await screen.type("/set parameter num_ctx 77")
         runner = opener(screen)
         await screen.until(lambda: runner.opened[-1] == ("smol:latest", 77))
@@ -356,19 +356,19 @@ def test_a_chat_is_opened_with_its_own_model(home: Path, engine: ScriptedEngine)
     async def flow(screen: Screen) -> None:
         runner = screen.app.runner
         assert isinstance(runner, ScriptedRunner)
-        await screen.shows("smol Q4_1")
+        await screen.shows("smol:latest Q4_1")
         await screen.type("first")
         await screen.shows("word2")
         await screen.type("/set parameter num_ctx 77")
         await screen.press("ctrl+n")
         await screen.type("/load big")
-        await screen.shows("big Q4_1")
+        await screen.shows("big:latest Q4_1")
         await screen.type("second")
         await screen.shows("word2")
         await screen.hides("replying")
         first = screen.app.history.chats()[1].id
         await screen.app.screen.open(first)  # type: ignore[attr-defined]
-        await screen.shows("first", "smol Q4_1")
+        await screen.shows("first", "smol:latest Q4_1")
         await screen.until(lambda: runner.opened[-1] == ("smol:latest", 77))
 
     use(home, engine, flow, models=("smol", "big"))
@@ -444,9 +444,9 @@ def test_small_and_large_terminals(
 ) -> None:
     async def flow(screen: Screen) -> None:
         await screen.type("hello " * 30)
-        await screen.shows("word2", "smol Q4_1")
+        await screen.shows("word2", "smol:latest Q4_1")
         await screen.pilot.resize_terminal(60, 20)
-        await screen.shows("word2", "smol Q4_1")
+        await screen.shows("word2", "smol:latest Q4_1")
         await screen.pilot.resize_terminal(*size)
         await screen.press("f1")
         await screen.shows("New chat")

@@ -21,7 +21,7 @@ def use(
 
     async def go() -> None:
         async with running(home, engine, models=("smol", "big"), size=(120, 24)) as screen:
-            await screen.shows("smol Q4_1")
+            await screen.shows("smol:latest Q4_1")
             await screen.press("f5")
             await screen.shows("Ask both")
             await flow(screen)
@@ -33,7 +33,7 @@ def test_one_prompt_goes_to_two_models(home: Path) -> None:
     engine = ScriptedEngine(100)
 
     async def flow(screen: Screen) -> None:
-        await screen.shows("smol · Q4_1", "big · Q4_1")
+        await screen.shows("smol:latest · Q4_1", "big:latest · Q4_1")
         await screen.type("hello")
         await screen.until(lambda: screen.text.count("word0 word1 word2") == 2)
         await screen.until(lambda: screen.text.count("3 tokens") == 2)
@@ -52,7 +52,7 @@ def test_two_sets_of_parameters_of_one_model(home: Path) -> None:
         await screen.shows("temperature must be a number")
         await screen.press("ctrl+y")
         await screen.type("temp=0.5 top_k=3")
-        await screen.shows("smol · Q4_1 · temperature 0.5", "top_k 3")
+        await screen.shows("smol:latest · Q4_1 · temperature 0.5", "top_k 3")
 
     use(home, ScriptedEngine(100), flow)
 

@@ -98,13 +98,13 @@ def test_rows_are_sorted_by_any_column(home: Path) -> None:
         return next(line for line in screen.text.splitlines()[2:] if line.strip()).split()[0]
 
     async def flow(screen: Screen) -> None:
-        await screen.until(lambda: first(screen) == "smol")
+        await screen.until(lambda: first(screen) == "smol:latest")
         await screen.press("s")
         await screen.shows("SIZE ▼")
         await screen.press(*"sssss")
         await screen.shows("NAME ▼")
         await screen.press("ctrl+home")
-        await screen.until(lambda: first(screen) == "big")
+        await screen.until(lambda: first(screen) == "big:latest")
 
     use(home, flow)
 
@@ -133,10 +133,10 @@ def test_the_default_is_kept_and_enter_chats(home: Path) -> None:
         await screen.press("down", "u")
         await screen.shows("big:latest is the default")
         await screen.press("enter")
-        await screen.shows("A new conversation", "big Q4_1")
+        await screen.shows("A new conversation", "big:latest Q4_1")
 
     use(home, flow)
-    assert load(file, {}).run.model == "big"
+    assert load(file, {}).run.model == "big:latest"
     assert load(file, {}).run.threads == 1
     assert file.read_text().startswith("# mine\n")
     assert "# quiet" in file.read_text()
@@ -148,7 +148,7 @@ def test_a_model_is_found_on_the_hub_pulled_and_described(home: Path, hub: Hub, 
     async def flow(screen: Screen) -> None:
         await screen.press("slash")
         await screen.type("tiny")
-        await screen.shows("on the hub", "mit", "1 repositories")
+        await screen.shows("on the hub", "MIT", "1 repositories")
         await screen.press("down", "enter")
         await screen.until(lambda: len(installed(home)) == 3)
         await screen.shows("is installed", "F32")
@@ -243,7 +243,7 @@ def test_a_file_is_taken_in_under_a_name(home: Path, tiny: Path) -> None:
         await screen.paste(f"{tiny.parent}/ti")
         await screen.shows("tiny-Q8_0.gguf")
         await screen.press("tab", "tab")
-        await screen.until(lambda: screen.app.screen.query_one("#name").value == "tiny-q8_0")
+        await screen.until(lambda: screen.app.screen.query_one("#name").value == "tiny-q8_0:latest")
         await screen.press("ctrl+u", *"smol", "enter")
         await screen.shows("there is smol:latest already")
         await screen.press("ctrl+u", *"mine", "enter")

@@ -28,7 +28,7 @@ def use(home: Path, flow: Flow, *, size: tuple[int, int] = (100, 24)) -> None:
     async def go() -> None:
         engine = ScriptedEngine(1000)
         async with running(home, engine, models=("smol",), size=size, config=Config()) as screen:
-            await screen.shows("smol Q4_1")
+            await screen.shows("smol:latest Q4_1")
             await screen.press("f3")
             await screen.shows("temperature")
             await flow(screen)

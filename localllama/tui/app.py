@@ -113,13 +113,14 @@ class LocalLlamaApp(App[None]):
         return [*self.store.models(), *self.elsewhere.models]
 
     def known_model(self, name: str) -> Installed | None:
-        """Return the installed model of that full name, or one that its endpoint may have."""
+        """Return the installed model of that name, or one that its endpoint may have."""
         if name.startswith("@"):
             try:
                 return endpoints.find(names.parse(name), self.config)
             except (InvalidName, ModelNotFound):
                 return None
-        return next((model for model in self.store.models() if model.name == name), None)
+        full = (name, f"{name}:latest")
+        return next((model for model in self.store.models() if model.name in full), None)
 
     def _welcome(self) -> None:
         from localllama.tui.screens.welcome import Welcome
@@ -233,7 +234,7 @@ class LocalLlamaApp(App[None]):
             (m.done for m in reversed(branch) if m.done and m.done.usage.prompt_tokens), None
         )
         state = Status(
-            model=installed.name.removesuffix(":latest") if installed else "",
+            model=installed.name if installed else "",
             quantization=installed.variant if installed else "",
             place=_place(engine.label) if engine else "",
             activity=self._activity(reply),

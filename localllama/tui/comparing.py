@@ -27,7 +27,7 @@ class Contestant:
     def title(self) -> str:
         """Both in words."""
         own = ", ".join(f"{name} {value}" for name, value in self.parameters.items())
-        name = self.model.name.removesuffix(":latest")
+        name = self.model.name
         return " · ".join(part for part in (name, self.model.variant, own) if part)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from localllama import catalog, gguf_file, model_card, plan, pull
+from localllama import catalog, gguf_file, model_card, names, plan, pull
 from localllama.amounts import ago, count, size
 from localllama.catalog import Entry
 from localllama.config import Config
@@ -40,7 +40,7 @@ def describe(row: Row, store: Store, config: Config, opener: Opener, fits: Fits)
         ("models of", sizes if found.largest_bytes else "unknown size"),
         ("downloads", f"{found.downloads:,}"),
         ("updated", found.updated[:10]),
-        ("licence", found.licence),
+        ("licence", names.spdx(found.licence)),
         ("access", "must be requested on its page" if found.gated else "open"),
     ]
     return "\n".join((row.name, "on Hugging Face", "", *_aligned(facts)))

@@ -58,8 +58,8 @@ class Row:
         """Return the texts of COLUMNS."""
         context = str(self.context_length) if self.context_length else ""
         weight = size(self.size_bytes) if self.size_bytes else ""
-        name = self.name.removesuffix(":latest")
-        return [name, state, weight, self.quantization, fits, context, self.licence]
+        licence = names.spdx(self.licence)
+        return [self.name, state, weight, self.quantization, fits, context, licence]
 
 
 def rows(

@@ -150,7 +150,7 @@ class ModelsScreen(Screen[None]):
 
     def _is_default(self, row: Row) -> bool:
         default = self.app.config.run.model
-        return row.name.removesuffix(":latest") == default.removesuffix(":latest")
+        return row.name in (default, f"{default}:latest")
 
     def _note(self, text: str = "") -> None:
         """Say what goes on below the table: pulls first."""
@@ -365,7 +365,7 @@ class ModelsScreen(Screen[None]):
             self.notify("Pull it first: p")
             return
         with self.app.telling():
-            self.app.configure("run", "model", row.name.removesuffix(":latest"))
+            self.app.configure("run", "model", row.name)
             self.notify(f"{row.name} is the default now", markup=False)
         self._update_states()
 

@@ -53,7 +53,7 @@ class TakeIn(ModalScreen[None]):
         name = self.query_one("#name", Input)
         if not name.value or name.has_class("proposed"):
             with name.prevent(Input.Changed):
-                name.value = str(pull.local_name(path)).removesuffix(":latest")
+                name.value = str(pull.local_name(path))
             name.add_class("proposed")
 
     @on(Input.Changed, "#name")

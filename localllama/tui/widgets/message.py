@@ -132,7 +132,7 @@ class MessageView(Widget, can_focus=True):
         message, (number, count) = self.message, self.place
         who = "You" if message.role == "user" else message.role.capitalize()
         if message.role == "assistant" and message.origin is not None:
-            who = message.origin.model.removesuffix(":latest")
+            who = message.origin.model
         notes = [f"  version {number}/{count}  [ ]"] if count > 1 else []
         notes += ["  pinned"] if message.pinned else []
         return Strip([Segment(who, Style(bold=True)), Segment("".join(notes), Style(dim=True))])
