@@ -18,9 +18,9 @@ from textual.widgets import DataTable, Input, Static
 
 from localllama import catalog, names
 from localllama.amounts import size
-from localllama.errors import LocalLlamaError, Offline
+from localllama.errors import LocalLlamaError
 from localllama.harmless import printable
-from localllama.tui import details
+from localllama.tui import details, hub
 from localllama.tui.listing import COLUMNS, Row, ordered, rows
 from localllama.tui.messages import (
     DetailsFound,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from localllama.tui.app import LocalLlamaApp
 
 _WIDE = 130  # columns, from which the details stand beside the table
+_NARROW = 100  # columns, below which the line below the table has the licence
 
 
 class ModelsScreen(Screen[None]):
@@ -68,7 +69,7 @@ class ModelsScreen(Screen[None]):
         self._known: catalog.Catalog | None = None
         self._rows: list[Row] = []
         self._found: list[Found] = []
-        self._words = ""
+        self._words = self._said = ""
         self._sorted_by = COLUMNS.index("STATE")
         self._pulls = PullActions(self)
 
@@ -90,12 +91,19 @@ class ModelsScreen(Screen[None]):
         """Read the catalog."""
         with self.app.telling():
             self._known = catalog.load(user=self.app.store.paths.user_catalog)
-        for index, column in enumerate(COLUMNS):
+        for index, column in enumerate(COLUMNS[:-1]):
             self._table.add_column(_heading(index, self._sorted_by), key=column)
         self._table.focus()
 
     def on_resize(self, event: Resize) -> None:
-        """Put the details beside the table where there is room."""
+        """Put the details beside the table where there is room, and all columns into it."""
+        licence = COLUMNS[-1]
+        if (licence in self._table.columns) is not (event.size.width >= _NARROW):
+            if licence in self._table.columns:
+                self._table.remove_column(licence)
+            else:
+                self._table.add_column(licence, key=licence)
+            self._sort(self._sorted_by)
         wide = event.size.width >= _WIDE
         if wide != self.has_class("wide"):
             self.set_class(wide, "wide")
@@ -131,7 +139,8 @@ class ModelsScreen(Screen[None]):
         shown = [row for row in self._rows if row.matches(self._words)]
         for row in ordered(shown, self._sorted_by, self.app.fits.word):
             cells = row.cells(self._state(row), self.app.fits.word(row))
-            table.add_row(*(Text(printable(cell)) for cell in cells), key=row.name)
+            shown_cells = (Text(printable(cell)) for cell in cells[: len(table.columns)])
+            table.add_row(*shown_cells, key=row.name)
         if before is not None and before in table.rows:
             table.move_cursor(row=table.get_row_index(before), scroll=False)
             table.scroll_to(y=offset.y, animate=False)
@@ -152,13 +161,21 @@ class ModelsScreen(Screen[None]):
         default = self.app.config.run.model
         return row.name in (default, f"{default}:latest")
 
-    def _note(self, text: str = "") -> None:
-        """Say what goes on below the table: pulls first."""
+    def _say(self, text: str) -> None:
+        """Say something that holds until another word is typed."""
+        self._said = text
+        self._note()
+
+    def _note(self) -> None:
+        """Say below the table what goes on: pulls first, the model under the cursor last."""
         lines = list(self._pulls.lines())
         lines += [f"{error.message}. {error.hint}" for error in self.app.elsewhere.errors]
         if self._words and not self._table.row_count:
             lines.append(f"Nothing here matches {self._words!r}. Esc clears the filter.")
-        self.query_one("#models-note", Static).update(printable("\n".join([*lines, text])).strip())
+        lines.append(self._said)
+        if (row := self._row) is not None and len(self._table.columns) < len(COLUMNS):
+            lines.append(f"{row.name}: {names.spdx(row.licence) or 'no licence is known'}")
+        self.query_one("#models-note", Static).update(printable("\n".join(filter(None, lines))))
 
     # which row
 
@@ -214,6 +231,7 @@ class ModelsScreen(Screen[None]):
 
     @on(DataTable.RowHighlighted)
     def _highlighted(self) -> None:
+        self._note()
         self._describe()
 
     def _describe(self) -> None:
@@ -238,7 +256,7 @@ class ModelsScreen(Screen[None]):
     @on(Input.Changed, "#filter")
     def _filter(self, event: Input.Changed) -> None:
         event.stop()
-        self._words = event.value
+        self._words, self._said = event.value, ""
         self._show()
 
     @on(Input.Submitted, "#filter")
@@ -257,7 +275,7 @@ class ModelsScreen(Screen[None]):
 
     def action_sort(self) -> None:
         """Sort by the next column."""
-        self._sort((self._sorted_by + 1) % len(COLUMNS))
+        self._sort((self._sorted_by + 1) % len(self._table.columns))
 
     @on(DataTable.HeaderSelected)
     def _sort_by(self, event: DataTable.HeaderSelected) -> None:
@@ -272,37 +290,17 @@ class ModelsScreen(Screen[None]):
 
     def action_search(self) -> None:
         """Search Hugging Face for the words of the filter."""
-        app, words = self.app, self._words
-        if not words.strip():
+        if self._words.strip():
+            self._say(hub.search(self._words, self.app, self.post_message))
+        else:
             self.action_filter()
-            return
-        if app.config.network.offline:
-            self._note("This is offline: only installed models and the catalog are searched.")
-            return
-        self._note(f"Searching Hugging Face for {words}...")
-
-        def look() -> None:
-            from localllama.sources import huggingface
-
-            found: list[Found] | LocalLlamaError
-            try:
-                found = huggingface.search(words, app.config.network, app.store.paths)
-            except LocalLlamaError as error:
-                found = error
-            self.post_message(HubSearched(words, found))
-
-        threading.Thread(target=look, daemon=True).start()
 
     def on_hub_searched(self, event: HubSearched) -> None:
         """List what was found."""
-        if isinstance(event.result, Offline):
-            self._note("This is offline: only installed models and the catalog are searched.")
-        elif isinstance(event.result, LocalLlamaError):
-            self._note(f"Hugging Face was not searched: {event.result.message}")
-        else:
+        if not isinstance(event.result, LocalLlamaError):
             self._found = event.result
             self._list()
-            self._note(f"{len(event.result)} repositories on Hugging Face for {event.words}")
+        self._say(hub.outcome(event))
 
     # what is done with a model
 

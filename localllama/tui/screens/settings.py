@@ -12,6 +12,7 @@ from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.events import Resize
 from textual.screen import Screen
 from textual.widgets import DataTable, Static, Tab, Tabs
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("SETTING", "VALUE", "FROM", "WHAT IT DOES")
 _LONGEST = 28  # characters of a value in the table
+_REST = 66  # columns that the others take at most
+_NARROW = 100  # columns, below which only the lines below the table say what a setting does
 
 
 class SettingsScreen(Screen[None]):
@@ -74,8 +77,18 @@ class SettingsScreen(Screen[None]):
 
     def on_mount(self) -> None:
         """Begin with the table."""
-        self._table.add_columns(*((name, name) for name in _COLUMNS))
+        self._table.add_columns(*((name, name) for name in _COLUMNS[:-1]))
         self._table.focus()
+
+    def on_resize(self, event: Resize) -> None:
+        """Let the last column have what the others leave."""
+        table, last = self._table, _COLUMNS[-1]
+        if last in table.columns:
+            table.remove_column(last)
+        if event.size.width >= _NARROW:
+            table.add_column(last, key=last, width=event.size.width - _REST)
+        for name, setting in self._rows.items():
+            self._fill(name, setting)
 
     def on_screen_resume(self) -> None:
         """Show what counts now."""
@@ -120,11 +133,14 @@ class SettingsScreen(Screen[None]):
             self._rows = {setting.name: setting for setting in self._settings.all()}
         for name, setting in self._rows.items():
             if name not in before:
-                self._table.add_row(*_cells(setting), key=name)
-            elif setting != before[name]:
-                for column, cell in zip(_COLUMNS, _cells(setting), strict=True):
-                    self._table.update_cell(name, column, cell, update_width=True)
+                self._table.add_row(key=name)
+            if setting != before.get(name):
+                self._fill(name, setting)
         self._explain()
+
+    def _fill(self, name: str, setting: Setting) -> None:
+        for column, cell in zip(self._table.ordered_columns, _cells(setting), strict=False):
+            self._table.update_cell(name, column.key, cell, update_width=True)
 
     @property
     def _row(self) -> Setting | None:
@@ -277,7 +293,8 @@ class SettingsScreen(Screen[None]):
 def _cells(setting: Setting) -> list[Text]:
     value = printable(setting.value).replace("\n", " ")
     value = value if len(value) <= _LONGEST else value[: _LONGEST - 1] + "…"
-    return [Text(cell) for cell in (setting.name, value, setting.origin, setting.help)]
+    texts = (setting.name, value, setting.origin, setting.help)
+    return [Text(text, no_wrap=True, overflow="ellipsis") for text in texts]
 
 
 def _summary(preset: Preset) -> str:
