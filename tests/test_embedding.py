@@ -10,11 +10,15 @@ import pytest
 from gguf import PoolingType
 from numpy.typing import NDArray
 
+from localllama import gguf_file
+from localllama.engine import embedding
 from localllama.engine.api import Done, Sampling, Text, Vector
 from localllama.engine.client import Engine, Stream
 from localllama.errors import ContextFull, InvalidParameter, UnsupportedFile
+from localllama.native import measure
 from localllama.native.llama import Library
 from localllama.native.outputs import embeddings
+from localllama.plan.formula import Compute, Model, cells_for
 from tests.support import tiny_bert
 from tests.support.engines import load
 
@@ -164,3 +168,20 @@ def test_a_model_that_ranks_has_no_vectors(tmp_path: Path) -> None:
         pytest.raises(UnsupportedFile, match="ranks"),
     ):
         collect(engine.embed([SENTENCE]))
+
+
+def test_the_memory_beside_the_plan_is_what_the_documentation_says(smollm2: Path) -> None:
+    assert embedding.batch_tokens(32000, 4 * 32 * 4096) == 128  # Llama-2-7B: the KV cache decides
+    assert embedding.batch_tokens(128256, 4 * 32 * 1024) == 130  # Llama-3-8B: the scores do
+    assert embedding.batch_tokens(32000, 0) == 512
+    sizes = Model.of(gguf_file.read_split_info([smollm2]), ())
+    per_token = sizes.sums[-1].kv_bytes(1, "f16")
+    native = Library(lambda _: None).load([str(smollm2)], gpu_layers=0, on_progress=lambda _: None)
+    assert native.kv_token_bytes == per_token
+    native.close()
+    batch = embedding.batch_tokens(sizes.vocabulary, per_token)
+    options = measure.Options(100 + batch, 0, batch_tokens=batch, sequences=32, outputs=batch)
+    found, cells = measure.measure([smollm2], options), cells_for(100 + batch)
+    assert found.kv_total_bytes == cells * per_token
+    compute = Compute(sizes, cells, batch, batch, flash_attention=True, pipelined=False)
+    assert sum(found.compute_bytes.values()) == pytest.approx(compute.layers_bytes(), rel=0.1)

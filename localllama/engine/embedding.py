@@ -2,7 +2,7 @@
 
 They have a context of their own on the same weights, with room for the longest text and a batch. It
 is made when somebody asks and freed when nobody has for a while; its memory is not part of the
-plan, so that a machine without room for it says so, and replies go on.
+plan (docs/memory.md), so that a machine without room for it says so, and replies go on.
 """
 
 from __future__ import annotations
@@ -27,10 +27,17 @@ _BATCH_TOKENS = 512
 # llama.cpp computes logits beside embeddings and keeps them for a whole batch: with a vocabulary of
 # 128k, 512 tokens would take 2 x 250 MiB.
 _LOGITS_BYTES = 64 << 20
+_KV_BYTES = 64 << 20  # of a batch; with 512 tokens, Llama-2-7B's would take 256 MiB
 _SEQUENCES = 32  # texts in a batch
 _FIRST_TOKENS = 16  # of a model whose speed is not known yet
 _LONGEST_SECONDS = 0.5  # of a step, so that a reply that is asked for meanwhile soon begins
 _WEIGHT = 0.25  # of a new measurement
+
+
+def batch_tokens(vocabulary: int, kv_token_bytes: int) -> int:
+    """Return how many tokens are evaluated at once: fewer where they would take much memory."""
+    affordable = min(_LOGITS_BYTES // (4 * vocabulary), _KV_BYTES // max(1, kv_token_bytes))
+    return min(_BATCH_TOKENS, max(_SEQUENCES, affordable))
 
 
 class Embedding:
@@ -263,7 +270,10 @@ class Embedder:
     def _ready_context(self) -> Context:
         """Return the context; a text that it has no room for gets a new one."""
         longest = max(len(text.tokens) for job in self._jobs for text in job.texts)
-        batch = max(self._batch_tokens(), longest if self._whole else 0)
+        batch = max(
+            batch_tokens(self._vocab.size, self._model.kv_token_bytes),
+            longest if self._whole else 0,
+        )
         if self._context is not None and self._context.length < longest + batch:
             self.close()
         if self._context is None:
@@ -278,10 +288,6 @@ class Embedder:
             )
             self._free = list(range(sequences))
         return self._context
-
-    def _batch_tokens(self) -> int:
-        affordable = _LOGITS_BYTES // (4 * self._vocab.size)
-        return min(_BATCH_TOKENS, max(_SEQUENCES, affordable))
 
     def _forget(self, text: Passage, *, keep_vector: bool = False) -> None:
         if text.sequence < 0:

@@ -142,6 +142,15 @@ class Model:
         return int(said) if said.isdecimal() else None
 
     @property
+    def kv_token_bytes(self) -> int:
+        """Bytes of a token in a KV cache of f16, where all layers have one and heads one size."""
+        heads: int = max(1, c.llama_model_n_head(self._pointer))  # 0 = a state takes its place
+        embedding: int = c.llama_model_n_embd(self._pointer)
+        layers: int = c.llama_model_n_layer(self._pointer)
+        kv_heads: int = c.llama_model_n_head_kv(self._pointer)
+        return 2 * 2 * layers * kv_heads * embedding // heads
+
+    @property
     def windowed(self) -> bool:
         """Whether some layers look at the latest tokens only, so that a state holds no others."""
         return bool(c.llama_model_n_swa(self._pointer) > 0)
