@@ -78,7 +78,7 @@ class ChatActions:
     async def delete(self, chat: int) -> None:
         """Delete a chat; undo() brings it back."""
         screen = self._screen
-        if screen.replying(chat):
+        if screen.replies.get(chat) is not None:
             raise InvalidParameter("the model is still replying in that chat", "Esc stops it")
         title = screen.app.history.chat(chat).title
         screen.app.history.delete(chat)

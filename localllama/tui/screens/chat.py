@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
@@ -15,28 +14,24 @@ from textual.widgets import Input, Static
 
 from localllama.chat.conversation import Conversation
 from localllama.chat.records import Attachment, Chat, versions
-from localllama.errors import InvalidParameter, LocalLlamaError, WorkerDied
+from localllama.errors import InvalidParameter, LocalLlamaError
 from localllama.tui import attach
 from localllama.tui.chats import ChatActions
 from localllama.tui.commands import Commands
 from localllama.tui.message_actions import MessageActions
 from localllama.tui.messages import ChatNamed, ModelChanged, ReplyChanged
-from localllama.tui.replies import Reply
+from localllama.tui.reply_views import ReplyViews
 from localllama.tui.titles import Titles
 from localllama.tui.widgets.composer import Composer
 from localllama.tui.widgets.keys import Keys
 from localllama.tui.widgets.message import MessageView, estimate
 from localllama.tui.widgets.sidebar import ChatList, Sidebar
 from localllama.tui.widgets.status import StatusLine
-from localllama.tui.widgets.transcript import Transcript, place_of
+from localllama.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
     from localllama.tui.app import LocalLlamaApp
 
-_FRAME_SECONDS = 1 / 30
-# Of the time at most so much goes into drawing a reply: on few cores the model decodes on all.
-_DRAWING_SHARE = 0.04
-_GOOD_BYE_SECONDS = 3.0
 _TITLE_SECONDS = 0.5  # between two looks whether there is time for a title
 _NARROW = 100  # columns, below which the sidebar is opened only to choose
 
@@ -69,13 +64,11 @@ class ChatScreen(Screen[None]):
         self.chats = ChatActions(self)
         self.messages = MessageActions(self)
         self.commands = Commands(self)
+        self.replies = ReplyViews(self)
         self.settings: dict[str, object] = {}  # of a chat that is not begun
         self.system: str | None = None
         self.think: bool | None = None
-        self._replies: dict[int, Reply] = {}
-        self._views: dict[int, MessageView] = {}  # of the replies, where their chat is shown
         self.editing: int | None = None
-        self._draw_after = 0.0
         self._told: LocalLlamaError | None = None  # why the model could not be loaded
 
     def compose(self) -> ComposeResult:
@@ -102,7 +95,7 @@ class ChatScreen(Screen[None]):
 
     async def open(self, chat: int | None, message: int = 0) -> None:
         """Show a chat, or a new one; ``message`` is the one to go to."""
-        reply = self._replies.get(chat) if chat is not None else None
+        reply = self.replies.get(chat) if chat is not None else None
         if chat is None:
             self.conversation = None
         elif reply is not None:
@@ -125,7 +118,7 @@ class ChatScreen(Screen[None]):
         """Load what the chat was with, if it is there and no other reply would break off."""
         models = self.app.models
         present = models.installed.name if models.installed else ""
-        if self._replies or (present, models.want.context_length) == _model_of(chat):
+        if self.replies or (present, models.want.context_length) == _model_of(chat):
             return
         if (model := self.app.known_model(chat.model)) is not None:
             self.app.load(model, chat.context_length)
@@ -141,19 +134,19 @@ class ChatScreen(Screen[None]):
     async def show(self) -> None:
         """Show all of the present chat."""
         transcript = self.query_one(Transcript)
-        self._views.clear()
+        self.replies.forget_views()
         conversation = self.conversation
         if conversation is None:
             await transcript.open([], {})
             await transcript.mount(Static(_EMPTY, classes="empty", markup=False))
         else:
-            reply = self._replies.get(conversation.chat.id)
+            reply = self.replies.of(conversation)
             branch = conversation.branch
             shown = branch[:-1] if reply is not None and reply.goes_on else branch
             await transcript.open(shown, self.versions(conversation.chat.id))
             if reply is not None:
-                await self._follow(reply)
-        self._update_status()
+                await self.replies.follow(reply)
+        self.update_status()
 
     def versions(self, chat: int) -> dict[int, list[int]]:
         """Return the versions of each message of a chat."""
@@ -217,17 +210,8 @@ class ChatScreen(Screen[None]):
             models.again()  # somebody may have unloaded it meanwhile
         self.keep_model()
         self.titles.stop()
-        reply = Reply(
-            conversation,
-            self.app.sampling(conversation.chat.parameters),
-            self.think,
-            models.wait,
-            self._changed,
-        )
-        self._replies[conversation.chat.id] = reply
-        await self._follow(reply)
-        reply.start()
-        self._update_status()
+        await self.replies.begin(conversation)
+        self.update_status()
 
     def _need_model(self) -> None:
         if self.app.models.installed is None:
@@ -235,86 +219,22 @@ class ChatScreen(Screen[None]):
 
     def need_silence(self) -> None:
         """Raise InvalidParameter while the model replies in this chat."""
-        if self.conversation is not None and self.conversation.chat.id in self._replies:
+        if self.replies.of(self.conversation) is not None:
             raise InvalidParameter("the model is still replying", "Esc stops it")
 
-    # a reply on its way
-
-    def _changed(self, reply: Reply) -> None:
-        """Called in the reply's thread: ask for one drawing at a time."""
-        if not reply.told or reply.over:
-            reply.told = True
-            self.post_message(ReplyChanged(reply))
-
     async def on_reply_changed(self, event: ReplyChanged) -> None:
-        """Draw the reply, but neither too often nor for too long."""
-        wait = self._draw_after - monotonic()
-        if wait > 0 and not event.reply.over:
-            self.set_timer(wait, lambda: self._draw(event.reply))
-        else:
-            await self._draw(event.reply)
-
-    async def _draw(self, reply: Reply) -> None:
-        begun = monotonic()
-        reply.told = False  # what comes from here on is told again
-        view = self._views.get(reply.conversation.chat.id)
-        if view is not None and reply.truncated is not None and not reply.truncation_shown:
-            reply.truncation_shown = True
-            await self.query_one(Transcript).left_out(reply.truncated, view)
-        if reply.over:
-            with self.app.telling():  # the history may be in use elsewhere
-                await self._ended(reply)
-        elif view is not None:
-            view.show(reply.message, live=True)
-        self._update_status()
-        cost = monotonic() - begun
-        self._draw_after = begun + max(_FRAME_SECONDS, cost / _DRAWING_SHARE)
-
-    async def _follow(self, reply: Reply) -> None:
-        view = await self.query_one(Transcript).add(reply.message, live=True)
-        self._views[reply.conversation.chat.id] = view
-
-    async def _ended(self, reply: Reply) -> None:
-        chat = reply.conversation.chat.id
-        if self._replies.get(chat) is not reply:
-            return  # it was told twice
-        del self._replies[chat]
-        view = self._views.pop(chat, None)
-        if isinstance(reply.error, WorkerDied):
-            self.app.models.again()
-        if view is not None:
-            last = reply.conversation.branch[-1]
-            if reply.begun or reply.goes_on:
-                view.place = place_of(last, self.versions(chat))
-                view.show(last)
-            else:
-                await view.remove()
-            if reply.error is not None:
-                trouble = f"{reply.error.message}. {reply.error.hint}\nCtrl+R tries again."
-                transcript = self.query_one(Transcript)
-                await transcript.mount(Static(trouble, classes="trouble", markup=False))
-        elif reply.error is not None:
-            self.app.tell(reply.error)
-        if reply.begun and self.app.config.tui.model_titles:
-            self.titles.add(chat, reply.conversation.branch[-1])
-        self.chats.refresh()
+        """Draw the reply."""
+        await self.replies.show(event.reply)
 
     @property
     def busy(self) -> bool:
         """Whether a reply is on its way in any chat."""
-        return bool(self._replies)
-
-    def replying(self, chat: int) -> bool:
-        """Whether a reply is on its way in a chat."""
-        return chat in self._replies
+        return bool(self.replies)
 
     def leave(self) -> None:
         """Stop all replies and wait a little until they are saved."""
         self.titles.stop()
-        for reply in self._replies.values():
-            reply.stop(alone=True)
-        for reply in self._replies.values():
-            reply.wait(_GOOD_BYE_SECONDS)
+        self.replies.leave()
 
     # titles
 
@@ -323,7 +243,7 @@ class ChatScreen(Screen[None]):
         app, engine = self.app, self.app.models.engine
         if engine is None or engine.label.endpoint:  # nobody else's machine is asked unbidden
             return
-        if app.screen is self and app.idle and not self._replies:
+        if app.screen is self and app.idle and not self.replies:
             self.titles.begin(engine)
 
     def _named(self, chat: int, title: str) -> None:
@@ -338,10 +258,10 @@ class ChatScreen(Screen[None]):
 
     def action_stop(self) -> None:
         """Stop the reply; else leave what is being edited, or the search, for the composer."""
-        conversation, composer = self.conversation, self.query_one(Composer)
-        reply = self._replies.get(conversation.chat.id) if conversation else None
+        composer = self.query_one(Composer)
+        reply = self.replies.of(self.conversation)
         if reply is not None:
-            reply.stop(alone=len(self._replies) == 1)
+            self.replies.stop(reply)
         elif self.editing is not None:
             self.editing = None
             composer.remove_class("editing")
@@ -446,7 +366,7 @@ class ChatScreen(Screen[None]):
         if error is not None and error is not self._told:
             self.app.tell(error)
         self._told = error
-        self._update_status()
+        self.update_status()
 
     @on(Composer.Attached)
     def _show_attached(self, event: Composer.Attached) -> None:
@@ -456,10 +376,10 @@ class ChatScreen(Screen[None]):
         line.update("\n".join(files))
         line.set_class(bool(event.attachments), "some")
 
-    def _update_status(self) -> None:
-        conversation = self.conversation
-        reply = self._replies.get(conversation.chat.id) if conversation else None
-        self.query_one(StatusLine).state = self.app.status(conversation, reply)
+    def update_status(self) -> None:
+        """Show what the model does, and how full its context is."""
+        reply = self.replies.of(self.conversation)
+        self.query_one(StatusLine).state = self.app.status(self.conversation, reply)
 
 
 def _model_of(chat: Chat) -> tuple[str, int]:

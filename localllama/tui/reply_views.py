@@ -1,0 +1,140 @@
+"""The replies on their way to a chat screen: begun, drawn while they come, ended."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from textual.widgets import Static
+
+from localllama.chat.conversation import Conversation
+from localllama.errors import WorkerDied
+from localllama.tui.messages import ReplyChanged
+from localllama.tui.replies import Reply
+from localllama.tui.widgets.message import MessageView
+from localllama.tui.widgets.transcript import Transcript, place_of
+
+if TYPE_CHECKING:
+    from localllama.tui.screens.chat import ChatScreen
+
+_FRAME_SECONDS = 1 / 30
+# Of the time at most so much goes into drawing a reply: on few cores the model decodes on all.
+_DRAWING_SHARE = 0.04
+_GOOD_BYE_SECONDS = 3.0
+
+
+class ReplyViews:
+    """At most one reply a chat; those of chats that are not shown go on unseen."""
+
+    def __init__(self, screen: ChatScreen) -> None:
+        self._screen = screen
+        self._replies: dict[int, Reply] = {}
+        self._views: dict[int, MessageView] = {}  # where their chat is shown
+        self._draw_after = 0.0
+
+    def __len__(self) -> int:
+        return len(self._replies)
+
+    def of(self, conversation: Conversation | None) -> Reply | None:
+        """Return the reply that is on its way in a chat."""
+        return self._replies.get(conversation.chat.id) if conversation else None
+
+    def get(self, chat: int) -> Reply | None:
+        """Return the reply that is on its way in the chat of that number."""
+        return self._replies.get(chat)
+
+    async def begin(self, conversation: Conversation) -> None:
+        """Let the model answer the end of the branch."""
+        screen = self._screen
+        reply = Reply(
+            conversation,
+            screen.app.sampling(conversation.chat.parameters),
+            screen.think,
+            screen.app.models.wait,
+            self._changed,
+        )
+        self._replies[conversation.chat.id] = reply
+        await self.follow(reply)
+        reply.start()
+
+    async def follow(self, reply: Reply) -> None:
+        """Show a reply in the transcript, whose chat it is."""
+        view = await self._transcript.add(reply.message, live=True)
+        self._views[reply.conversation.chat.id] = view
+
+    def forget_views(self) -> None:
+        """Draw none until follow(): the transcript shows something else."""
+        self._views.clear()
+
+    def stop(self, reply: Reply) -> None:
+        """End a reply and keep what came of it."""
+        reply.stop(alone=len(self._replies) == 1)
+
+    def leave(self) -> None:
+        """Stop all replies and wait a little until they are saved."""
+        for reply in self._replies.values():
+            reply.stop(alone=True)
+        for reply in self._replies.values():
+            reply.wait(_GOOD_BYE_SECONDS)
+
+    @property
+    def _transcript(self) -> Transcript:
+        return self._screen.query_one(Transcript)
+
+    def _changed(self, reply: Reply) -> None:
+        """Called in the reply's thread: ask for one drawing at a time."""
+        if not reply.told or reply.over:
+            reply.told = True
+            self._screen.post_message(ReplyChanged(reply))
+
+    async def show(self, reply: Reply) -> None:
+        """Draw what there is of a reply, but neither too often nor for too long."""
+        wait = self._draw_after - monotonic()
+        if wait > 0 and not reply.over:
+            self._screen.set_timer(wait, lambda: self._draw(reply))
+        else:
+            await self._draw(reply)
+
+    async def _draw(self, reply: Reply) -> None:
+        begun = monotonic()
+        reply.told = False  # what comes from here on is told again
+        view = self._views.get(reply.conversation.chat.id)
+        if view is not None and reply.truncated is not None and not reply.truncation_shown:
+            reply.truncation_shown = True
+            await self._transcript.left_out(reply.truncated, view)
+        if reply.over:
+            with self._screen.app.telling():  # the history may be in use elsewhere
+                await self._ended(reply)
+        elif view is not None:
+            view.show(reply.message, live=True)
+        self._screen.update_status()
+        cost = monotonic() - begun
+        self._draw_after = begun + max(_FRAME_SECONDS, cost / _DRAWING_SHARE)
+
+    async def _ended(self, reply: Reply) -> None:
+        screen, chat = self._screen, reply.conversation.chat.id
+        if self._replies.get(chat) is not reply:
+            return  # it was told twice
+        del self._replies[chat]
+        view = self._views.pop(chat, None)
+        if isinstance(reply.error, WorkerDied):
+            screen.app.models.again()
+        if view is not None:
+            await self._settle(reply, view)
+        elif reply.error is not None:
+            screen.app.tell(reply.error)
+        if reply.begun and screen.app.config.tui.model_titles:
+            screen.titles.add(chat, reply.conversation.branch[-1])
+        screen.chats.refresh()
+
+    async def _settle(self, reply: Reply, view: MessageView) -> None:
+        """Show the reply as it was saved, and what went wrong."""
+        last = reply.conversation.branch[-1]
+        if reply.begun or reply.goes_on:
+            view.place = place_of(last, self._screen.versions(reply.conversation.chat.id))
+            view.show(last)
+        else:
+            await view.remove()
+        if reply.error is not None:
+            trouble = f"{reply.error.message}. {reply.error.hint}\nCtrl+R tries again."
+            await self._transcript.mount(Static(trouble, classes="trouble", markup=False))
