@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from textual.widgets._toast import Toast
 
 from localllama import paths
 from localllama.chat.history import History
@@ -433,9 +434,37 @@ def test_the_footer_shows_whole_keys_and_takes_clicks(home: Path, engine: Script
             await screen.shows("⏎ Send", "esc Stop", "^q Quit  f1 Help")
         await screen.shows("f5 Compare")
         await screen.pilot.click(Keys, offset=(screen.text.splitlines()[-1].index("f1 Help"), 0))
-        await screen.shows("Cursor up")
+        await screen.shows("F1 closes")
 
     use(home, engine, flow, size=(60, 24))
+
+
+def test_the_help_scrolls_and_closes_by_keys(home: Path, engine: ScriptedEngine) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.press("f1")
+        await screen.shows("⏎", "Send", "New chat")
+        await screen.press("pagedown", "pagedown")
+        await screen.shows("Rename", "/set system TEXT")
+        await screen.press("end")
+        await screen.shows("Cursor up")
+        await screen.press("f1")
+        await screen.hides("F1 closes")
+        await screen.type("/help")
+        await screen.shows("/set system TEXT", "the system prompt")
+        await screen.press("escape", *"typed")
+        await screen.shows("│ typed")
+
+    use(home, engine, flow, size=(80, 24))
+
+
+def test_notices_cover_nothing_that_is_typed_into(home: Path, engine: ScriptedEngine) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.type("/nonsense")
+        await screen.shows("there is no command /nonsense")
+        composer = screen.app.screen.query_one(Composer).region
+        assert all(not toast.region.overlaps(composer) for toast in screen.app.screen.query(Toast))
+
+    use(home, engine, flow, size=(80, 24))
 
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 60)])

@@ -31,6 +31,7 @@ from localllama.errors import InvalidName, LocalLlamaError, ModelNotFound
 from localllama.plan import HOST
 from localllama.runner import Want, parameter_layers
 from localllama.store import Installed, Store
+from localllama.tui import commands
 from localllama.tui.elsewhere import Elsewhere
 from localllama.tui.fits import Fits
 from localllama.tui.messages import ElsewhereKnown, FitsKnown, ModelChanged, PullChanged
@@ -39,7 +40,7 @@ from localllama.tui.pulls import Pull, Pulls, State
 from localllama.tui.replies import Reply
 from localllama.tui.screens import OTHER_SCREENS
 from localllama.tui.screens.chat import ChatScreen
-from localllama.tui.widgets.keys import Help
+from localllama.tui.widgets.keys import Help, sections
 from localllama.tui.widgets.status import UNKNOWN
 from localllama.tui.widgets.status import State as Status
 
@@ -318,10 +319,13 @@ class LocalLlamaApp(App[None]):
 
     def action_help(self) -> None:
         """Show all keys that do something here, or hide them."""
-        if shown := self.screen.query(Help):
-            shown.remove()
+        if isinstance(self.screen, Help):
+            self.screen.dismiss()
+        elif isinstance(self.screen, ChatScreen):
+            *first, last = sections(self.screen, ChatScreen.PARTS)
+            self.push_screen(Help([*first, *commands.HELP, last]))
         else:
-            self.screen.mount(Help())
+            self.push_screen(Help(list(sections(self.screen, {}))))
 
     def action_focus_previous_message(self) -> None:
         """Go to the message above."""

@@ -7,21 +7,29 @@ from typing import TYPE_CHECKING
 
 from localllama.engine import sampling
 from localllama.errors import InvalidParameter
+from localllama.tui.widgets.keys import Help, Section
 from localllama.tui.widgets.sidebar import Sidebar
 
 if TYPE_CHECKING:
     from localllama.tui.screens.chat import ChatScreen
 
-HELP = """\
-/set parameter NAME VALUE   a sampling parameter, or num_ctx
-/set system TEXT            the system prompt
-/set think | nothink        ask a thinking model to think, or not to
-/load MODEL                 another model
-/clear                      a new chat
-/history WORDS              search the chats
-/import                     take in exported chats
-/help                       all keys
-/bye                        leave"""
+HELP = (
+    Section(
+        "Commands",
+        (
+            ("/set parameter NAME VALUE", "a sampling parameter, or num_ctx"),
+            ("/set system TEXT", "the system prompt"),
+            ("/set think", "ask a thinking model to think"),
+            ("/set nothink", "ask a thinking model not to think"),
+            ("/load MODEL", "another model"),
+            ("/clear", "a new chat"),
+            ("/history WORDS", "search the chats"),
+            ("/import", "take in exported chats"),
+            ("/help", "these commands"),
+            ("/bye", "leave"),
+        ),
+    ),
+)
 
 
 class Commands:
@@ -102,8 +110,7 @@ class Commands:
         self._screen.chats.take_in()
 
     async def _help(self, _: str) -> None:
-        self._screen.notify(HELP, title="Commands", timeout=20, markup=False)
-        self._screen.app.action_help()
+        self._screen.app.push_screen(Help(HELP))
 
     async def _bye(self, _: str) -> None:
         await self._screen.app.action_quit()

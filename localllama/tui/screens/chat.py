@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,6 +11,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from localllama.chat.conversation import Conversation
@@ -57,6 +59,11 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+g", "go_on", "Go on", show=False, priority=True),
         Binding("ctrl+t", "messages", "Messages", priority=True),
     ]
+
+    PARTS: ClassVar[Mapping[str, type[Widget]]] = {
+        "On a message (Ctrl+T)": MessageView,
+        "In the list of chats (Ctrl+S, then Enter)": ChatList,
+    }
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.cells import cell_len
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 from textual.app import App, ComposeResult, RenderResult
-from textual.binding import ActiveBinding
+from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.screen import Screen
+from textual.dom import DOMNode
+from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -56,34 +58,66 @@ class Keys(Widget):
                 yield binding.action.removeprefix("app."), text
 
 
-class Help(VerticalScroll, can_focus=False):
-    """All keys at the right of a screen, those that matter most first."""
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Part of the help: what one presses or writes, and what that does."""
+
+    title: str
+    rows: Sequence[tuple[str, str]]
+
+
+class Help(ModalScreen[None]):
+    """Sections over what one was doing."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "Close", priority=True),
+    ]
+
+    def __init__(self, sections: Sequence[Section]) -> None:
+        super().__init__()
+        self._sections = sections
 
     def compose(self) -> ComposeResult:
         """Make the parts."""
-        yield Static()
-
-    def on_mount(self) -> None:
-        """Show the keys, and those of whatever gets the focus."""
-        self.screen.bindings_updated_signal.subscribe(self, lambda _: self._show())
-        self._show()
-
-    def _show(self) -> None:
-        table = Table.grid(padding=(0, 1))
-        table.add_column(justify="right", style="bold", no_wrap=True)
-        keys: dict[tuple[str, str], list[str]] = {}
-        for active in sorted(self.screen.active_bindings.values(), key=_rank):
-            binding = active.binding
-            if not binding.system and binding.description:
-                said = keys.setdefault((binding.action, binding.description), [])
-                said.append(self.app.get_key_display(binding))
-        for (_, description), names in keys.items():
-            table.add_row(" ".join(dict.fromkeys(names)), description)
-        self.query_one(Static).update(table)
+        with VerticalScroll(classes="dialog help") as shown:
+            shown.border_title = "Help"
+            shown.border_subtitle = "↑ ↓ PgUp PgDn scroll, Esc or F1 closes"
+            for section in self._sections:
+                table = Table.grid(padding=(0, 2))
+                table.add_column(style="bold", no_wrap=True)
+                for pressed, does in section.rows:
+                    table.add_row(pressed, does)
+                yield Static(section.title, classes="title", markup=False)
+                yield Static(table)
 
 
-def _rank(active: ActiveBinding) -> int:
-    """What footers show comes first, and last what every field of its kind understands."""
-    if active.binding.show:
-        return 0
-    return 1 if isinstance(active.node, App | Screen) else 2
+def sections(screen: Screen[Any], parts: Mapping[str, type[Widget]]) -> Iterator[Section]:
+    """Yield the keys that do something on a screen; ``parts`` have keys once they have the focus.
+
+    Those that every field of its kind understands come last.
+    """
+    active = [a for a in screen.active_bindings.values() if not a.binding.system]
+    general: list[Binding] = []
+    here: list[Binding] = []
+    for bound in sorted(active, key=lambda bound: not bound.binding.show):
+        if not isinstance(bound.node, tuple(parts.values())):
+            at_once = bound.binding.show or isinstance(bound.node, App | Screen)
+            (here if at_once else general).append(bound.binding)
+    yield Section("Keys", _rows(screen.app, here))
+    for name, part in parts.items():
+        yield Section(name, _rows(screen.app, own_bindings(part)))
+    yield Section("Moving and editing", _rows(screen.app, general))
+
+
+def own_bindings(part: type[DOMNode]) -> Iterable[Binding]:
+    """Return the keys that a class adds to those of the class it is made from, one by one."""
+    return Binding.make_bindings(part.BINDINGS)
+
+
+def _rows(app: App[object], bindings: Iterable[Binding]) -> list[tuple[str, str]]:
+    keys: dict[tuple[str, str], list[str]] = {}
+    for binding in bindings:
+        if binding.description:
+            said = keys.setdefault((binding.action, binding.description), [])
+            said.append(app.get_key_display(binding))
+    return [(" ".join(dict.fromkeys(names)), does) for (_, does), names in keys.items()]
