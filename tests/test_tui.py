@@ -14,7 +14,7 @@ from localllama import paths
 from localllama.chat.history import History
 from localllama.chat.records import StoredMessage
 from localllama.errors import DoesNotFit
-from localllama.tui.widgets.composer import Composer
+from localllama.tui.widgets.composer import Composer, Offers
 from localllama.tui.widgets.keys import Keys
 from localllama.tui.widgets.message import MessageView
 from localllama.tui.widgets.transcript import Transcript
@@ -204,6 +204,77 @@ def test_a_file_and_a_large_paste_are_attached(
     assert '<file name="notes.txt">\nmilk\n</file>' in sent
     assert sent.count("eggs") == 100
     assert sent.endswith("what is in @notes.txt?")
+
+
+def test_commands_are_completed(home: Path, engine: ScriptedEngine) -> None:
+    async def flow(screen: Screen) -> None:
+        composer = screen.app.screen.query_one(Composer)
+        await screen.press("/")
+        await screen.shows("/set system", "the system prompt", "Tab completes")
+        await screen.press("escape")
+        await screen.hides("the system prompt")
+        await screen.press(*"set", "tab", *"temp")
+        await screen.shows("How freely the next token is chosen")
+        await screen.press("tab")
+        assert composer.text == "/set parameter temperature "
+        composer.write("")
+        await screen.press(*"/load ", "down", "down", "enter")
+        assert composer.text == "/load big:latest"
+        await screen.press("enter")
+        await screen.shows("big:latest Q4_1")
+
+    use(home, engine, flow, models=("smol", "big"))
+
+
+def test_files_are_completed(
+    home: Path, engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "big notes").mkdir()
+    (tmp_path / "big notes" / "first one.txt").write_text("milk")
+    (tmp_path / ".hidden").touch()
+    monkeypatch.chdir(tmp_path)
+
+    async def flow(screen: Screen) -> None:
+        composer = screen.app.screen.query_one(Composer)
+        await screen.press(*"see @")
+        await screen.shows("folder")
+        assert ".hidden" not in screen.text
+        await screen.press(*"big", "tab", "tab")
+        assert composer.text == 'see @"big notes/first one.txt" '
+        composer.write("")
+        await screen.press("@", "b")
+        await screen.shows("folder")
+        await screen.pilot.click(Offers, offset=(4, 1))
+        assert composer.text == '@"big notes/'
+        assert composer.has_focus
+        await screen.press("tab", "enter")
+        await screen.shows("+ big notes/first one.txt", "word2")
+
+    use(home, engine, flow)
+    assert "milk" in engine.sent[0][0].content
+
+
+def test_a_file_that_is_not_there_is_told(
+    home: Path, engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prose = "ask @someone, me@example.com and @app.get('/')"
+    asked = "what is in @nothing.txt?"
+
+    async def flow(screen: Screen) -> None:
+        await screen.type(prose)
+        await screen.shows("word2")
+        await screen.type(asked)
+        await screen.shows("there is no file nothing.txt", "Enter again")
+        assert screen.app.screen.query_one(Composer).text == asked
+        await screen.press("enter")
+        await screen.until(lambda: screen.text.count("word2") == 2)
+
+    use(home, engine, flow)
+    assert [message.content for message in engine.sent[1] if message.role == "user"] == [
+        prose,
+        asked,
+    ]
 
 
 def opener(screen: Screen) -> ScriptedRunner:

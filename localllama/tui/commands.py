@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
 
 from localllama.engine import sampling
 from localllama.errors import InvalidParameter
+from localllama.tui.widgets.composer import Completion
 from localllama.tui.widgets.keys import Help, Section
 from localllama.tui.widgets.sidebar import Sidebar
 
 if TYPE_CHECKING:
     from localllama.tui.screens.chat import ChatScreen
 
-HELP = (
-    Section(
-        "Commands",
-        (
-            ("/set parameter NAME VALUE", "a sampling parameter, or num_ctx"),
-            ("/set system TEXT", "the system prompt"),
-            ("/set think", "ask a thinking model to think"),
-            ("/set nothink", "ask a thinking model not to think"),
-            ("/load MODEL", "another model"),
-            ("/clear", "a new chat"),
-            ("/history WORDS", "search the chats"),
-            ("/import", "take in exported chats"),
-            ("/help", "these commands"),
-            ("/bye", "leave"),
-        ),
+_SET = "/set parameter "
+_LOAD = "/load "
+_COMMANDS = (  # what is written, what follows it, what that does
+    (_SET, "NAME VALUE", "a sampling parameter, or num_ctx: the context length"),
+    ("/set system ", "TEXT", "the system prompt"),
+    ("/set think", "", "ask a thinking model to think"),
+    ("/set nothink", "", "ask a thinking model not to think"),
+    (_LOAD, "MODEL", "another model"),
+    ("/clear", "", "a new chat"),
+    ("/history ", "WORDS", "search the chats"),
+    ("/import", "", "take in exported chats"),
+    ("/help", "", "these commands"),
+    ("/bye", "", "leave"),
+)
+_FILES = (
+    ("@notes.txt", "attaches that text file"),
+    ('@"my notes.txt"', "one with spaces in its name"),
+    ("Tab", "completes names of files, commands, parameters, models"),
+    (
+        "Enter twice",
+        "sends @ and a name with a . or / in it as plain words where there is no such file; "
+        "other words with an @ are plain words anyway",
     ),
+)
+HELP = (
+    Section("Commands", [(command + words, says) for command, words, says in _COMMANDS]),
+    Section("Files", _FILES),
 )
 
 
@@ -54,6 +66,27 @@ class Commands:
         if word not in self._known:
             raise InvalidParameter(f"there is no command {word}", "/help lists them")
         await self._known[word](rest.strip())
+
+    def completions(self, text: str) -> list[Completion]:
+        """Return what a command that is begun may become."""
+        if not text.startswith("/") or "\n" in text:
+            return []
+        return [
+            Completion(text, line, says)
+            for line, says in self._lines(text)
+            if line.startswith(text) and line != text
+        ]
+
+    def _lines(self, text: str) -> Iterator[tuple[str, str]]:
+        """The commands, each with its next word as soon as it is written."""
+        yield from ((command, says) for command, _, says in _COMMANDS)
+        if text.startswith(_SET):
+            yield f"{_SET}num_ctx ", "The context length in tokens."
+            for parameter in sampling.PARAMETERS:
+                yield f"{_SET}{parameter.name} ", parameter.help
+        elif text.startswith(_LOAD):
+            for model in self._screen.app.known_models():
+                yield f"{_LOAD}{model.name}", model.variant
 
     async def _set(self, text: str) -> None:
         switch, _, value = text.partition(" ")

@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Input, Static
+from textual.widgets import Input, OptionList, Static
 
 from localllama.chat.conversation import Conversation
 from localllama.chat.records import Attachment, Chat, versions
@@ -24,7 +24,7 @@ from localllama.tui.message_actions import MessageActions
 from localllama.tui.messages import ChatNamed, ModelChanged, ReplyChanged
 from localllama.tui.reply_views import ReplyViews
 from localllama.tui.titles import Titles
-from localllama.tui.widgets.composer import Composer
+from localllama.tui.widgets.composer import Completion, Composer, Offers
 from localllama.tui.widgets.keys import Keys
 from localllama.tui.widgets.message import MessageView, estimate
 from localllama.tui.widgets.sidebar import ChatList, Sidebar
@@ -76,6 +76,7 @@ class ChatScreen(Screen[None]):
         self.system: str | None = None
         self.think: bool | None = None
         self.editing: int | None = None
+        self._refused = ""  # what was not sent; sent once more, its missing files are words
         self._told: LocalLlamaError | None = None  # why the model could not be loaded
 
     def compose(self) -> ComposeResult:
@@ -85,7 +86,8 @@ class ChatScreen(Screen[None]):
             with Vertical(id="talk"):
                 yield Transcript(id="transcript")
                 yield Static(id="attached", markup=False)
-                yield Composer(id="composer")
+                yield (offers := Offers(id="offers"))
+                yield Composer(offers, self._completions, id="composer")
         yield StatusLine(id="status")
         yield Keys()
 
@@ -175,11 +177,23 @@ class ChatScreen(Screen[None]):
             if event.text.lstrip().startswith("/") and not event.attachments:
                 await self.commands.run(event.text.strip())
                 return
-            files = (*event.attachments, *attach.named_in(event.text, Path.cwd()))
+            missing = event.text == self._refused
+            named = attach.named_in(event.text, Path.cwd(), missing=missing)
+            files = (*event.attachments, *named)
             await self.say(event.text.strip(), files)
         except LocalLlamaError as error:
+            self._refused = event.text
             self.query_one(Composer).write(event.text, event.attachments)  # nothing is lost
             self.app.tell(error)
+
+    def _completions(self, text: str) -> list[Completion]:
+        return self.commands.completions(text) or attach.completions(text, Path.cwd())
+
+    @on(OptionList.OptionSelected, "#offers")
+    def _clicked(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        if marked := self.query_one(Offers).marked:
+            self.query_one(Composer).take(marked)
 
     async def say(self, text: str, files: tuple[Attachment, ...] = ()) -> None:
         """Send a message, or another version of the one that is edited."""
@@ -266,9 +280,11 @@ class ChatScreen(Screen[None]):
     def action_stop(self) -> None:
         """Stop the reply; else leave what is being edited, or the search, for the composer."""
         composer = self.query_one(Composer)
-        reply = self.replies.of(self.conversation)
+        reply, offers = self.replies.of(self.conversation), self.query_one(Offers)
         if reply is not None:
             self.replies.stop(reply)
+        elif offers.first:
+            offers.offer(())
         elif self.editing is not None:
             self.editing = None
             composer.remove_class("editing")

@@ -2,20 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
+from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
-from textual.widgets import TextArea
+from textual.widgets import OptionList, TextArea
+from textual.widgets.option_list import Option
 
 from localllama.chat.records import Attachment
 
 _LARGE_CHARS, _LARGE_LINES = 2_000, 25
 
 
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """``text`` may take the place of ``typed``, which is before the cursor."""
+
+    typed: str
+    text: str
+    says: str = ""
+
+
+class Offers(OptionList, can_focus=False):
+    """What may become of the word that is written; Tab takes the marked one, or the first."""
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id, markup=False, compact=True)
+        self._completions: Sequence[Completion] = ()
+        self.border_subtitle = "Tab completes, ↑ ↓ choose"
+
+    @property
+    def marked(self) -> Completion | None:
+        """What the user has chosen so far."""
+        return None if self.highlighted is None else self._completions[self.highlighted]
+
+    @property
+    def first(self) -> Completion | None:
+        """What is meant when nothing is marked."""
+        return next(iter(self._completions), None)
+
+    def offer(self, completions: Sequence[Completion]) -> None:
+        """Show some, or nothing."""
+        if completions != self._completions:
+            self._completions = completions
+            self.clear_options()
+            width = max((len(offered.text) for offered in completions), default=0)
+            self.add_options(Option(_line(offered, width)) for offered in completions)
+            self.set_class(bool(completions), "some")
+
+
 class Composer(TextArea):
-    """Enter sends, Shift+Enter or Ctrl+J begins a new line."""
+    """Enter sends, Shift+Enter or Ctrl+J begins a new line.
+
+    ``complete`` returns what the text before the cursor may become, shown in ``offers``.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "send", "Send"),
@@ -38,13 +82,20 @@ class Composer(TextArea):
             super().__init__()
             self.attachments = attachments
 
-    def __init__(self, id: str | None = None) -> None:
+    def __init__(
+        self,
+        offers: Offers,
+        complete: Callable[[str], Sequence[Completion]],
+        id: str | None = None,
+    ) -> None:
+        self._offers = offers
+        self._complete = complete
         super().__init__(
             id=id,
             soft_wrap=True,
             show_line_numbers=False,
             highlight_cursor_line=False,
-            placeholder="Write a message (/ for commands, @file attaches a text)",
+            placeholder="Write a message (/ commands, @file attaches)",
             tab_behavior="focus",
         )
         self.past: list[str] = []  # what was sent before, the latest last
@@ -75,15 +126,19 @@ class Composer(TextArea):
         self._keep_files(attachments)
 
     def action_cursor_up(self, select: bool = False) -> None:
-        """Go up a line, or in the first one to what was sent before."""
-        if self.cursor_location[0] > 0 or select:
+        """Go up a line or an offer, or in the first line to what was sent before."""
+        if self._offers.first and not select:
+            self._offers.action_cursor_up()
+        elif self.cursor_location[0] > 0 or select:
             super().action_cursor_up(select)
         else:
             self._recall(-1)
 
     def action_cursor_down(self, select: bool = False) -> None:
-        """Go down a line, or in the last one back to what was being written."""
-        if self.cursor_location[0] < self.document.line_count - 1 or select or self._at is None:
+        """Go down a line or an offer, or in the last line back to what was being written."""
+        if self._offers.first and not select:
+            self._offers.action_cursor_down()
+        elif self.cursor_location[0] < self.document.line_count - 1 or select or self._at is None:
             super().action_cursor_down(select)
         else:
             self._recall(1)
@@ -102,10 +157,30 @@ class Composer(TextArea):
 
     async def _on_key(self, event: events.Key) -> None:
         # Not by a priority binding: those overtake the characters that were typed just before.
-        if event.key == "enter":
-            event.prevent_default()
-            event.stop()
+        marked = self._offers.marked
+        if event.key == "tab" and (offered := marked or self._offers.first):
+            self.take(offered)
+        elif event.key == "enter" and marked:
+            self.take(marked)
+        elif event.key == "enter":
             self.action_send()
+        else:
+            return
+        event.prevent_default()
+        event.stop()
+
+    def update_suggestion(self) -> None:
+        """Offer what the text before the cursor may become."""
+        self._offers.offer(self._complete(self.get_text_range((0, 0), self.cursor_location)))
+
+    def take(self, offered: Completion) -> None:
+        """Put an offer in the place of what was typed."""
+        line, column = self.cursor_location
+        self.replace(offered.text, (line, column - len(offered.typed)), (line, column))
+
+    def on_blur(self) -> None:
+        """Offer nothing to somebody who is elsewhere."""
+        self._offers.offer(())
 
     async def _on_paste(self, event: events.Paste) -> None:
         """Attach a large text instead of showing all of it."""
@@ -121,3 +196,7 @@ class Composer(TextArea):
         if attachments != self._attachments:
             self._attachments = attachments
             self.post_message(self.Attached(attachments))
+
+
+def _line(offered: Completion, width: int) -> Text:
+    return Text.assemble(offered.text.ljust(width), (f"  {offered.says}", "dim"))
