@@ -393,6 +393,36 @@ def test_a_chat_is_exported(home: Path, engine: ScriptedEngine, tmp_path: Path) 
     assert "word0 word1 word2" in file.read_text()
 
 
+def test_the_palette_holds_actions_whatever_has_the_focus(
+    home: Path, engine: ScriptedEngine
+) -> None:
+    def offered(screen: Screen) -> set[str]:
+        return {command.title for command in screen.app.get_system_commands(screen.app.screen)}
+
+    async def flow(screen: Screen) -> None:
+        assert not any(title.startswith("Message:") for title in offered(screen))
+        await screen.type("hello")
+        await screen.shows("word2")
+        from_composer = offered(screen)
+        chat = {"Chat: Rename", "Chat: Pin", "Chat: Delete", "Chat: Export", "Chat: Import"}
+        assert chat | {"Message: Copy", "Message: Edit", "Again", "Models"} <= from_composer
+        assert not any("ursor" in title or "Focus" in title for title in from_composer)
+        for keys in (("ctrl+s", "enter"), ("ctrl+t",)):
+            await screen.press(*keys)
+            assert offered(screen) == from_composer
+        await screen.press("escape", "ctrl+p")
+        await screen.type("Message: Edit")
+        await screen.shows("Enter sends it as another version")
+        await screen.press("escape", "ctrl+p")
+        await screen.type("Chat: Delete")
+        await screen.shows("deleted: hello", "A new conversation")
+        await screen.press("ctrl+p")
+        await screen.type("Undo delete")
+        await screen.until(lambda: len(screen.app.history.chats()) == 1)
+
+    use(home, engine, flow)
+
+
 def test_messages_are_copied_and_pinned(home: Path, engine: ScriptedEngine) -> None:
     engine.texts = ("look:\n\n```\nls -l\n```",)
 

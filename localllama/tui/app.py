@@ -40,12 +40,14 @@ from localllama.tui.pulls import Pull, Pulls, State
 from localllama.tui.replies import Reply
 from localllama.tui.screens import OTHER_SCREENS
 from localllama.tui.screens.chat import ChatScreen
-from localllama.tui.widgets.keys import Help, sections
+from localllama.tui.widgets.keys import Help, actions, sections
 from localllama.tui.widgets.status import UNKNOWN
 from localllama.tui.widgets.status import State as Status
 
 _GOOD_BYE_SECONDS = 2.0
 _IDLE_SECONDS = 4.0  # without a key or the mouse: who reads on or thinks waits for nothing
+
+_DONE_HERE = ("Keys", "Quit")  # commands of Textual that are among the app's own
 
 
 class LocalLlamaApp(App[None]):
@@ -336,13 +338,20 @@ class LocalLlamaApp(App[None]):
         self.screen.focus_next("MessageView")
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """Yield every action, for the command palette."""
-        yield from super().get_system_commands(screen)
-        for active in screen.active_bindings.values():
-            binding = active.binding
-            if binding.description and active.enabled:
+        """Yield every action, for the command palette: whatever has the focus."""
+        for command in super().get_system_commands(screen):
+            if command.title not in _DONE_HERE:
+                yield command
+        own = [binding for part in (type(self), type(screen)) for binding in actions(part)]
+        for binding in own:
+            active = screen.active_bindings.get(binding.key)
+            if active is not None and active.enabled and active.binding.action == binding.action:
                 run = partial(self.run_action, binding.action, active.node)
-                yield SystemCommand(binding.description, active.tooltip or binding.key, run)
+                key = self.get_key_display(binding)
+                yield SystemCommand(binding.description, binding.tooltip or key, run)
+        if isinstance(screen, ChatScreen):
+            yield from screen.chats.palette()
+            yield from screen.messages.palette()
 
     def action_suspend_process(self) -> None:
         """Give the terminal back to the shell, whose ``fg`` goes on here."""

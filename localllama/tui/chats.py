@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from textual.app import SystemCommand
 
 from localllama.chat import export
 from localllama.chat.conversation import session_name
 from localllama.errors import InvalidParameter
 from localllama.files import storing, write_atomic
 from localllama.tui.screens.dialogs import Ask
-from localllama.tui.widgets.sidebar import ChatList, Sidebar
+from localllama.tui.widgets.sidebar import WISHES, ChatList, Sidebar
 
 if TYPE_CHECKING:
     from localllama.tui.screens.chat import ChatScreen
@@ -45,6 +49,8 @@ class ChatActions:
         """Do with a chat what a key of the list says."""
         if what == "undo":
             await self.undo()
+        elif what == "import":
+            self.take_in()
         elif chat:
             wishes = {
                 "rename": self.rename,
@@ -54,6 +60,20 @@ class ChatActions:
                 "export": self.export,
             }
             await wishes[what](chat)
+
+    def palette(self) -> Iterator[SystemCommand]:
+        """Yield what can be done with the chat that is marked in the list, or with the present one.
+
+        The mark counts only for who is in the list: elsewhere nobody looks at it.
+        """
+        screen, chats = self._screen, self._screen.query_one(ChatList)
+        chat = chats.marked if screen.focused is chats else self._current or 0
+        title = screen.app.history.chat(chat).title if chat else ""
+        for _, what, called in WISHES:
+            if chat or what in ("undo", "import"):
+                wish = partial(screen.post_message, ChatList.Wish(what, chat))
+                about = "" if what in ("undo", "import") else title
+                yield SystemCommand(f"Chat: {called}", about or "the chats", wish)
 
     async def rename(self, chat: int) -> None:
         """Ask for another title."""

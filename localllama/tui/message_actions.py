@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
+
+from textual.app import SystemCommand
 
 from localllama.chat.records import StoredMessage
 from localllama.errors import InvalidParameter
+from localllama.harmless import printable
 from localllama.tui.widgets.composer import Composer
+from localllama.tui.widgets.keys import actions
+from localllama.tui.widgets.message import MessageView
+from localllama.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
     from localllama.tui.screens.chat import ChatScreen
+
+_SHOWN = 60  # characters of a message
 
 
 class MessageActions:
@@ -17,6 +27,18 @@ class MessageActions:
 
     def __init__(self, screen: ChatScreen) -> None:
         self._screen = screen
+
+    def palette(self) -> Iterator[SystemCommand]:
+        """Yield what can be done with the message that has the focus, else with the last one."""
+        screen = self._screen
+        views, focused = screen.query_one(Transcript).views, screen.focused
+        for binding in actions(MessageView):
+            fitting = [v for v in views if "edit" not in binding.action or v.message.role == "user"]
+            view = focused if isinstance(focused, MessageView) else next(reversed(fitting), None)
+            if view is not None:
+                run = partial(screen.app.run_action, binding.action, view)
+                about = " ".join(printable(view.message.content[:_SHOWN]).split())
+                yield SystemCommand(f"Message: {binding.description}", about, run)
 
     async def wish(self, what: str, message: StoredMessage) -> None:
         """Do with a message what one of its keys says; raises InvalidParameter."""

@@ -114,6 +114,16 @@ def own_bindings(part: type[DOMNode]) -> Iterable[Binding]:
     return Binding.make_bindings(part.BINDINGS)
 
 
+def actions(part: type[DOMNode]) -> Iterator[Binding]:
+    """Yield what a class adds, each action once, without those that only move a cursor."""
+    seen = set()
+    for binding in own_bindings(part):
+        moves = any(word in binding.action for word in ("cursor", "focus"))
+        if binding.description and not moves and binding.action not in seen:
+            seen.add(binding.action)
+            yield binding
+
+
 def _rows(app: App[object], bindings: Iterable[Binding]) -> list[tuple[str, str]]:
     keys: dict[tuple[str, str], list[str]] = {}
     for binding in bindings:

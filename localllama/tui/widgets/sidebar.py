@@ -20,6 +20,15 @@ from localllama.chat.records import Chat, Hit
 from localllama.harmless import printable
 
 _NOTHING = "Nothing is found. Esc clears the search."
+WISHES = (  # key, what is to be done with a chat, how that is called
+    ("r", "rename", "Rename"),
+    ("p", "pin", "Pin"),
+    ("d,delete", "delete", "Delete"),
+    ("u", "undo", "Undo delete"),
+    ("c", "duplicate", "Duplicate"),
+    ("x", "export", "Export"),
+    ("i", "import", "Import"),
+)
 
 
 class ChatList(OptionList):
@@ -27,12 +36,7 @@ class ChatList(OptionList):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "select", "Open"),
-        Binding("r", "wish('rename')", "Rename"),
-        Binding("p", "wish('pin')", "Pin"),
-        Binding("d,delete", "wish('delete')", "Delete", key_display="d"),
-        Binding("u", "wish('undo')", "Undo delete"),
-        Binding("c", "wish('duplicate')", "Duplicate"),
-        Binding("x", "wish('export')", "Export"),
+        *(Binding(key, f"wish('{what}')", called) for key, what, called in WISHES),
         Binding("j", "cursor_down", "Down", show=False),
         Binding("k", "cursor_up", "Up", show=False),
     ]
@@ -52,8 +56,13 @@ class ChatList(OptionList):
 
     def action_wish(self, what: str) -> None:
         """Tell the screen."""
+        self.post_message(self.Wish(what, self.marked))
+
+    @property
+    def marked(self) -> int:
+        """The chat under the cursor; 0 = none."""
         option = self.highlighted_option
-        self.post_message(self.Wish(what, _chat_of(option.id) if option else 0))
+        return _chat_of(option.id) if option else 0
 
 
 class Sidebar(Vertical):
