@@ -109,6 +109,11 @@ def test_another_reply_and_an_edited_question_are_versions(
         await screen.shows("first!", "third", "version 2/2")
         await screen.press("ctrl+t", "up", "[")
         await screen.shows("version 1/2", "other")  # the newest that follows
+        await screen.press("escape", "alt+left")
+        await screen.shows("word2", "version 1/2 · Alt+→ later")
+        await screen.until(lambda: screen.app.screen.query_one(Composer).has_focus)
+        await screen.press("alt+right")
+        await screen.shows("other", "version 2/2 · Alt+← earlier")
 
     use(home, engine, flow)
     with saved(home) as history:

@@ -51,6 +51,18 @@ class MessageActions:
         else:
             await self._other_version(message, 1 if what == "newer" else -1)
 
+    async def turn(self, which: str) -> None:
+        """Show the ``older`` or ``newer`` version of the message in focus, else of the last one."""
+        screen = self._screen
+        focused, views = screen.focused, screen.query_one(Transcript).views
+        several = [view for view in views if view.place[1] > 1]
+        view = focused if isinstance(focused, MessageView) else next(reversed(several), None)
+        if view is None:
+            raise InvalidParameter("there is one version of each message", "Ctrl+R adds one")
+        await self.wish(which, view.message)
+        if focused is not None and focused is not view:
+            focused.focus()  # who was writing goes on
+
     def _edit(self, message: StoredMessage) -> None:
         if message.role != "user":
             raise InvalidParameter("only your own messages can be edited", "r replies anew")

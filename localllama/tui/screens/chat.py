@@ -58,6 +58,8 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+r", "again", "Again", priority=True),
         Binding("ctrl+g", "go_on", "Go on", show=False, priority=True),
         Binding("ctrl+t", "messages", "Messages", priority=True),
+        Binding("alt+left", "version('older')", "Earlier version", show=False),
+        Binding("alt+right", "version('newer')", "Later version", show=False),
     ]
 
     PARTS: ClassVar[Mapping[str, type[Widget]]] = {
@@ -351,6 +353,12 @@ class ChatScreen(Screen[None]):
         """Go to the last message, where arrows, y, c, e, r and p do what the footer says."""
         if views := self.query_one(Transcript).views:
             views[-1].focus()
+
+    async def action_version(self, which: str) -> None:
+        """Show another version of the message in focus, or of the last one that has any."""
+        with self.app.telling():
+            self.need_silence()
+            await self.messages.turn(which)
 
     @on(MessageView.Asked)
     async def _asked(self, event: MessageView.Asked) -> None:

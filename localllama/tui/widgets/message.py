@@ -37,8 +37,8 @@ class MessageView(Widget, can_focus=True):
         Binding("e", "ask('edit')", "Edit"),
         Binding("r", "ask('again')", "Again"),
         Binding("p", "ask('pin')", "Pin"),
-        Binding("left,[", "ask('older')", "Older version", show=False),
-        Binding("right,]", "ask('newer')", "Newer version", show=False),
+        Binding("left,[", "ask('older')", "Earlier version", show=False),
+        Binding("right,]", "ask('newer')", "Later version", show=False),
         Binding("t", "fold", "Thinking", show=False),
     ]
 
@@ -133,9 +133,15 @@ class MessageView(Widget, can_focus=True):
         who = "You" if message.role == "user" else message.role.capitalize()
         if message.role == "assistant" and message.origin is not None:
             who = message.origin.model
-        notes = [f"  version {number}/{count}  [ ]"] if count > 1 else []
-        notes += ["  pinned"] if message.pinned else []
-        return Strip([Segment(who, Style(bold=True)), Segment("".join(notes), Style(dim=True))])
+        dim = Style(dim=True)
+        strip = [Segment(who, Style(bold=True)), Segment("  pinned" * message.pinned, dim)]
+        if count > 1:
+            strip.append(Segment(f"  version {number}/{count}", dim))
+        if number > 1:
+            strip.append(Segment(" · Alt+← earlier", dim + _click("ask('older')")))
+        if number < count:
+            strip.append(Segment(" · Alt+→ later", dim + _click("ask('newer')")))
+        return Strip(strip)
 
     def _attached(self) -> list[Strip]:
         return [
@@ -148,7 +154,7 @@ class MessageView(Widget, can_focus=True):
         if not thought:
             return []
         words = len(thought.split())
-        fold = Style.from_meta({"@click": "fold"}) + Style(dim=True)
+        fold = _click("fold") + Style(dim=True)
         mark = "▾" if self._unfolded else "▸"
         over = "" if self.message.content or not self.live else "…"
         head = Strip([Segment(f"{mark} thought in {words} words{over}  (t)", fold)])
@@ -209,6 +215,10 @@ class MessageView(Widget, can_focus=True):
 def estimate(text: str) -> int:
     """About how many tokens a text is, without a tokenizer at hand."""
     return max(1, len(text.encode()) // 4) if text else 0
+
+
+def _click(action: str) -> Style:
+    return Style.from_meta({"@click": action})
 
 
 def _highlighted(strip: Strip, start: int, end: int, style: Style) -> Strip:
