@@ -455,6 +455,14 @@ def test_another_model_is_chosen(home: Path, engine: ScriptedEngine) -> None:
         await screen.type("/set parameter num_ctx 77")
         runner = opener(screen)
         await screen.until(lambda: runner.opened[-1] == ("smol:latest", 77))
+        await screen.press("ctrl+o")
+        await screen.shows("Which model should reply?")
+        await screen.press("down", "enter")
+        await screen.until(lambda: runner.opened[-1] == ("big:latest", 77))
+        await screen.press("ctrl+n")  # which nobody gave a context length
+        await screen.until(lambda: runner.opened[-1] == ("big:latest", 0))
+        await screen.type("/set parameter num_ctx many")
+        await screen.shows("is a number of tokens")
 
     use(home, engine, flow, models=("smol", "big"))
 

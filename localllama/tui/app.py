@@ -138,9 +138,12 @@ class LocalLlamaApp(App[None]):
 
     # models
 
-    def load(self, model: Installed, context_length: int = 0) -> None:
-        """Begin to load a model."""
-        self.models.choose(model, Want(context_length=context_length, exact_context=True))
+    def load(self, model: Installed) -> None:
+        """Begin to load a model, with the context length of the present chat."""
+        chat = self.get_screen("chat")
+        assert isinstance(chat, ChatScreen)
+        want = Want(context_length=chat.own_context, exact_context=True)
+        self.models.choose(model, want)
 
     def take_in(self, path: str, name: str = "") -> Pull:
         """Begin to take a GGUF file into the store, under its own name or another.

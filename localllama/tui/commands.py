@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from localllama.engine import sampling
 from localllama.errors import InvalidParameter
+from localllama.tui.settings import CONTEXT, Scope, Settings
 from localllama.tui.widgets.composer import Completion
 from localllama.tui.widgets.keys import Help, Section
 from localllama.tui.widgets.sidebar import Sidebar
@@ -106,13 +107,12 @@ class Commands:
     def _parameter(self, name: str, value: str) -> None:
         screen, value = self._screen, value.strip()
         if name == "num_ctx":
-            loaded = screen.app.models.installed
-            if not value.isdecimal() or int(value) < 1 or loaded is None:
-                raise InvalidParameter(f"num_ctx must be a number of tokens, not {value!r}")
-            if loaded.remote:
-                raise InvalidParameter(f"{loaded.name} is not local: its server decides that")
-            screen.app.load(loaded, int(value))
-            screen.keep_model()
+            screen.need_model()
+            if not value:
+                raise InvalidParameter(
+                    "num_ctx is a number of tokens", "/set parameter num_ctx 4096"
+                )
+            Settings(screen.app, screen).change(CONTEXT, value, Scope.CHAT)
             return
         parameter = sampling.lookup(name)
         conversation = screen.conversation

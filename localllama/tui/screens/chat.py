@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,7 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import Input, Static
 
 from localllama.chat.conversation import Conversation
 from localllama.chat.records import Attachment, Chat, versions
@@ -24,9 +25,9 @@ from localllama.tui.message_actions import MessageActions
 from localllama.tui.messages import ChatNamed, ModelChanged, ReplyChanged
 from localllama.tui.reply_views import ReplyViews
 from localllama.tui.titles import Titles
-from localllama.tui.widgets.composer import Completion, Composer, Offers
+from localllama.tui.widgets.composer import Completion, Composer, Offers, Writing
 from localllama.tui.widgets.keys import Keys
-from localllama.tui.widgets.message import MessageView, estimate
+from localllama.tui.widgets.message import MessageView
 from localllama.tui.widgets.sidebar import ChatList, Sidebar
 from localllama.tui.widgets.status import StatusLine
 from localllama.tui.widgets.transcript import Transcript
@@ -75,6 +76,7 @@ class ChatScreen(Screen[None]):
         self.commands = Commands(self)
         self.replies = ReplyViews(self)
         self.settings: dict[str, object] = {}  # of a chat that is not begun
+        self.context_length = 0
         self.system: str | None = None
         self.think: bool | None = None
         self.editing: int | None = None
@@ -87,9 +89,7 @@ class ChatScreen(Screen[None]):
             yield Sidebar(id="sidebar")
             with Vertical(id="talk"):
                 yield Transcript(id="transcript")
-                yield Static(id="attached", markup=False)
-                yield (offers := Offers(id="offers"))
-                yield Composer(offers, self._completions, id="composer")
+                yield Writing(self._completions)
         yield StatusLine(id="status")
         yield Keys()
 
@@ -109,6 +109,7 @@ class ChatScreen(Screen[None]):
         reply = self.replies.get(chat) if chat is not None else None
         if chat is None:
             self.conversation = None
+            self._load_model(None)
         elif reply is not None:
             self.conversation = reply.conversation
         else:
@@ -125,19 +126,35 @@ class ChatScreen(Screen[None]):
         if message:
             self.go_to(message)
 
-    def _load_model(self, chat: Chat) -> None:
-        """Load what the chat was with, if it is there and no other reply would break off."""
+    def _load_model(self, chat: Chat | None) -> None:
+        """Load what the chat was with, if it is there and no other reply would break off.
+
+        A new one takes the present model, but not the context length of the chat before.
+        """
         models = self.app.models
-        present = models.installed.name if models.installed else ""
-        if self.replies or (present, models.want.context_length) == _model_of(chat):
+        present, want = models.installed, models.want
+        if self.replies:
             return
-        if (model := self.app.known_model(chat.model)) is not None:
-            self.app.load(model, chat.context_length)
+        if chat is None:
+            if present is not None and want.context_length != self.context_length:
+                models.choose(present, replace(want, context_length=self.context_length))
+            return
+        there = present is not None and (present.name, want.context_length) == _model_of(chat)
+        if not there and (model := self.app.known_model(chat.model)) is not None:
+            self.app.load(model)
+
+    @property
+    def own_context(self) -> int:
+        """The context length that somebody chose for this chat; 0 = nobody did."""
+        conversation = self.conversation
+        return conversation.chat.context_length if conversation else self.context_length
 
     def keep_model(self) -> None:
         """Remember with the chat which model replies, and with what context length."""
         models, conversation = self.app.models, self.conversation
-        if conversation is not None and models.installed is not None:
+        if conversation is None:
+            self.context_length = models.want.context_length
+        elif models.installed is not None:
             now = models.installed.name, models.want.context_length
             if now != _model_of(conversation.chat):
                 conversation.change(model=now[0], context_length=now[1])
@@ -191,15 +208,9 @@ class ChatScreen(Screen[None]):
     def _completions(self, text: str) -> list[Completion]:
         return self.commands.completions(text) or attach.completions(text, Path.cwd())
 
-    @on(OptionList.OptionSelected, "#offers")
-    def _clicked(self, event: OptionList.OptionSelected) -> None:
-        event.stop()
-        if marked := self.query_one(Offers).marked:
-            self.query_one(Composer).take(marked)
-
     async def say(self, text: str, files: tuple[Attachment, ...] = ()) -> None:
         """Send a message, or another version of the one that is edited."""
-        self._need_model()
+        self.need_model()
         self.need_silence()
         conversation = self.conversation or self._begin()
         edited, self.editing = self.editing, None
@@ -236,7 +247,8 @@ class ChatScreen(Screen[None]):
         await self.replies.begin(conversation)
         self.update_status()
 
-    def _need_model(self) -> None:
+    def need_model(self) -> None:
+        """Raise InvalidParameter while there is no model to reply."""
         if self.app.models.installed is None:
             raise InvalidParameter("no model is chosen", "Ctrl+O shows the installed ones")
 
@@ -298,7 +310,7 @@ class ChatScreen(Screen[None]):
 
     async def action_new(self) -> None:
         """Begin a new chat."""
-        self.settings, self.system = {}, None
+        self.settings, self.system, self.context_length = {}, None, 0
         await self.open(None)
 
     def action_sidebar(self) -> None:
@@ -343,7 +355,7 @@ class ChatScreen(Screen[None]):
 
     def answerable(self) -> Conversation:
         """The present chat, if there is something to reply to and a model to do it."""
-        self._need_model()
+        self.need_model()
         self.need_silence()
         if self.conversation is None or not self.conversation.branch:
             raise InvalidParameter("nothing was said yet", "write a message first")
@@ -398,14 +410,6 @@ class ChatScreen(Screen[None]):
             self.app.tell(error)
         self._told = error
         self.update_status()
-
-    @on(Composer.Attached)
-    def _show_attached(self, event: Composer.Attached) -> None:
-        event.stop()
-        files = (f"+ {a.name} (about {estimate(a.text)} tokens)" for a in event.attachments)
-        line = self.query_one("#attached", Static)
-        line.update("\n".join(files))
-        line.set_class(bool(event.attachments), "some")
 
     def update_status(self) -> None:
         """Show what the model does, and how full its context is."""

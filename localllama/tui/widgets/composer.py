@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rich.text import Text
-from textual import events
+from textual import events, on
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Vertical
 from textual.message import Message
-from textual.widgets import OptionList, TextArea
+from textual.widgets import OptionList, Static, TextArea
 from textual.widgets.option_list import Option
 
 from localllama.chat.records import Attachment
+from localllama.tui.widgets.message import estimate
 
 _LARGE_CHARS, _LARGE_LINES = 2_000, 25
 
@@ -196,6 +199,34 @@ class Composer(TextArea):
         if attachments != self._attachments:
             self._attachments = attachments
             self.post_message(self.Attached(attachments))
+
+
+class Writing(Vertical):
+    """The composer, and above it what is attached and what is offered."""
+
+    def __init__(self, complete: Callable[[str], Sequence[Completion]]) -> None:
+        super().__init__()
+        self._complete = complete
+
+    def compose(self) -> ComposeResult:
+        """Make the parts."""
+        yield Static(id="attached", markup=False)
+        yield (offers := Offers(id="offers"))
+        yield Composer(offers, self._complete, id="composer")
+
+    @on(OptionList.OptionSelected)
+    def _clicked(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        if marked := self.query_one(Offers).marked:
+            self.query_one(Composer).take(marked)
+
+    @on(Composer.Attached)
+    def _show_attached(self, event: Composer.Attached) -> None:
+        event.stop()
+        files = (f"+ {a.name} (about {estimate(a.text)} tokens)" for a in event.attachments)
+        line = self.query_one("#attached", Static)
+        line.update("\n".join(files))
+        line.set_class(bool(event.attachments), "some")
 
 
 def _line(offered: Completion, width: int) -> Text:
