@@ -11,8 +11,10 @@ import pytest
 from textual.widgets._toast import Toast
 
 from localllama import paths
+from localllama.chat.export import to_json
 from localllama.chat.history import History
 from localllama.chat.records import StoredMessage
+from localllama.engine.api import Timings
 from localllama.errors import DoesNotFit
 from localllama.tui.widgets.composer import Composer, Offers
 from localllama.tui.widgets.keys import Keys
@@ -384,6 +386,86 @@ def test_chats_are_searched_renamed_deleted_and_brought_back(
         assert "Fruit" in {chat.title for chat in history.chats()}
 
 
+def test_a_deleted_chat_comes_back_after_a_restart(home: Path, engine: ScriptedEngine) -> None:
+    async def deleting(screen: Screen) -> None:
+        for text in ("the first", "the last"):
+            await screen.press("ctrl+n")
+            await screen.type(text)
+            await screen.shows("word2", text)
+            await screen.press("ctrl+s", "enter", "d")
+            await screen.shows(f"deleted: {text}")
+
+    async def undoing(screen: Screen) -> None:
+        await screen.press("ctrl+s")
+        await screen.paste("something else")  # which no chat is about
+        await screen.press("enter", "u")
+        await screen.shows("brought back: the last", "Today")
+        await screen.press("u", "u")
+        await screen.shows("brought back: the first", "no chat was deleted")
+
+    use(home, engine, deleting)
+    use(home, engine, undoing)
+
+
+def test_an_imported_chat_is_in_the_list(
+    home: Path, engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    file = tmp_path / "chats.json"
+
+    async def flow(screen: Screen) -> None:
+        await screen.type("a green apple")
+        await screen.shows("word2")
+        file.write_text(to_json(screen.app.history, screen.app.history.chats()))
+        await screen.press("ctrl+s")
+        await screen.paste("nothing of that")
+        await screen.press("enter", "i", "ctrl+u")
+        await screen.type(str(file))
+        await screen.shows("1 imported")
+        await screen.until(lambda: screen.text.count("a green apple") == 3)
+
+    use(home, engine, flow)
+
+
+def test_a_narrow_terminal_hides_the_sidebar_until_it_is_wide(
+    home: Path, engine: ScriptedEngine
+) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.hides("Search all chats")
+        await screen.press("ctrl+s")
+        await screen.shows("Search all chats")
+        await screen.press("escape")
+        await screen.hides("Search all chats")
+        await screen.pilot.resize_terminal(100, 24)
+        await screen.shows("Search all chats")
+        await screen.press("ctrl+b")
+        await screen.hides("Search all chats")
+        await screen.pilot.resize_terminal(80, 24)
+        await screen.pilot.resize_terminal(120, 24)
+        await screen.shows("A new conversation")
+        assert "Search all chats" not in screen.text  # the user hid it
+
+    use(home, engine, flow, size=(80, 24))
+
+
+def test_the_status_is_of_the_model_that_is_loaded(home: Path, engine: ScriptedEngine) -> None:
+    engine.pause = threading.Event()
+    engine.timings = Timings(decode_seconds=1.5)
+
+    async def flow(screen: Screen) -> None:
+        await screen.type("one two three four")
+        await screen.shows("replying", " 6/1000")  # four read, two said
+        assert engine.pause is not None
+        engine.pause.set()
+        await screen.shows(" 7/1000", "2.0 tok/s")
+        await screen.press("ctrl+o")
+        await screen.shows("Which model should reply?")
+        await screen.press("down", "enter")
+        await screen.shows("big:latest Q4_1", "~8/1000")  # by the length of the text
+        assert "tok/s" not in screen.text
+
+    use(home, engine, flow, models=("smol", "big"))
+
+
 def test_a_chat_is_exported(home: Path, engine: ScriptedEngine, tmp_path: Path) -> None:
     file = tmp_path / "out.md"
 
@@ -522,6 +604,8 @@ def test_thinking_is_folded(home: Path, engine: ScriptedEngine) -> None:
         assert "hidden" not in screen.text
         await screen.press("ctrl+t", "t")
         await screen.shows("│ hidden words")
+        await screen.press("up", "t")
+        await screen.shows("there is no thinking in this message")
 
     use(home, engine, flow)
 

@@ -118,7 +118,7 @@ class Conversation:
 
     def _prepared(self, model: LoadedModel) -> Session:
         """The session, brought to what is to be said now."""
-        sent = _answered(self.branch)
+        sent = answered(self.branch)
         messages = [spoken(message) for message in sent]
         if self._session is None or self._session.policy != self._policy:
             self._session = Session(
@@ -243,9 +243,9 @@ def _chosen(sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _answered(branch: list[StoredMessage]) -> list[StoredMessage]:
+def answered(branch: list[StoredMessage]) -> list[StoredMessage]:
     """Leave out messages of the user that never got a reply: templates refuse two in a row."""
-    after = [*branch[1:], None]
+    after = [*branch, None][1:]
     return [
         message
         for message, following in zip(branch, after, strict=True)

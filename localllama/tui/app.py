@@ -20,15 +20,12 @@ from textual.screen import ModalScreen, Screen
 from textual.theme import Theme
 
 from localllama import catalog, config_file, endpoints, names
-from localllama.chat.conversation import Conversation
 from localllama.chat.history import History
 from localllama.config import Config
 from localllama.config import load as load_config
 from localllama.engine import sampling
 from localllama.engine.api import Sampling
-from localllama.engine.registry import Label
 from localllama.errors import InvalidName, LocalLlamaError, ModelNotFound
-from localllama.plan import HOST
 from localllama.runner import Want, parameter_layers
 from localllama.store import Installed, Store
 from localllama.tui import commands
@@ -37,12 +34,9 @@ from localllama.tui.fits import Fits
 from localllama.tui.messages import ElsewhereKnown, FitsKnown, ModelChanged, PullChanged
 from localllama.tui.models import Models, Opener
 from localllama.tui.pulls import Pull, Pulls, State
-from localllama.tui.replies import Reply
 from localllama.tui.screens import OTHER_SCREENS
 from localllama.tui.screens.chat import ChatScreen
 from localllama.tui.widgets.keys import Help, actions, sections
-from localllama.tui.widgets.status import UNKNOWN
-from localllama.tui.widgets.status import State as Status
 
 _GOOD_BYE_SECONDS = 2.0
 _IDLE_SECONDS = 4.0  # without a key or the mouse: who reads on or thinks waits for nothing
@@ -231,45 +225,6 @@ class LocalLlamaApp(App[None]):
         below = parameter_layers(installed, self.config) if installed else []
         return sampling.resolve([("chat", own), *below]).sampling
 
-    def status(self, conversation: Conversation | None, reply: Reply | None) -> Status:
-        """Return what the status line says."""
-        models = self.models
-        engine, installed = models.engine, models.installed
-        branch = conversation.branch if conversation else []
-        done = next(
-            (m.done for m in reversed(branch) if m.done and m.done.usage.prompt_tokens), None
-        )
-        state = Status(
-            model=installed.name if installed else "",
-            quantization=installed.variant if installed else "",
-            place=_place(engine.label) if engine else "",
-            activity=self._activity(reply),
-            context_length=(engine.ready.context_length or UNKNOWN) if engine else 0,
-            pinned=sum(message.pinned for message in branch),
-        )
-        if done is None:
-            return state
-        usage, timings = done.usage, done.timings
-        rate = usage.completion_tokens / timings.decode_seconds if timings.decode_seconds else 0.0
-        return replace(
-            state,
-            used_tokens=usage.prompt_tokens + usage.completion_tokens,
-            tokens_per_second=rate,
-            first_token_seconds=timings.first_token_seconds,
-        )
-
-    def _activity(self, reply: Reply | None) -> str:
-        if self.models.error is not None:
-            return "could not be loaded"
-        if self.models.loading:
-            return f"loading {self.models.fraction:.0%}"
-        if reply is None:
-            return ""
-        if reply.begun:
-            return f"replying {monotonic() - reply.started_at:.0f} s, Esc stops"
-        prefill = reply.prefill
-        return f"reading {prefill.done}/{prefill.total} tokens" if prefill else "waiting"
-
     async def on_event(self, event: Event) -> None:
         """Remember when the user last did something."""
         if isinstance(event, InputEvent | Paste):
@@ -377,13 +332,3 @@ class LocalLlamaApp(App[None]):
         if (engine := self.models.leave()) is not None:
             engine.close()
         self.exit()
-
-
-def _place(label: Label) -> str:
-    """Where a model runs: ``24/33 layers on CUDA0``, ``CPU``, ``at desktop``."""
-    if label.endpoint:
-        return f"at {label.endpoint}"
-    if not label.gpu_layers:
-        return "CPU"
-    devices = " + ".join(held.device for held in label.devices if held.device != HOST)
-    return f"{label.gpu_layers}/{label.layers} layers on {devices}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 from textual.app import SystemCommand
 
 from localllama.chat import export
-from localllama.chat.conversation import session_name
+from localllama.chat.conversation import Conversation, session_name
+from localllama.chat.records import Chat
 from localllama.errors import InvalidParameter
 from localllama.files import storing, write_atomic
 from localllama.tui.screens.dialogs import Ask
@@ -26,7 +28,39 @@ class ChatActions:
 
     def __init__(self, screen: ChatScreen) -> None:
         self._screen = screen
-        self._deleted: list[int] = []  # what undo brings back, the latest last
+
+    def begin(self) -> Conversation:
+        """Begin the chat that the screen shows; there is a model."""
+        screen, app = self._screen, self._screen.app
+        installed = app.models.installed
+        assert installed is not None
+        chat = app.history.create(
+            model=installed.name,
+            system=installed.system if screen.system is None else screen.system,
+            parameters=screen.settings,
+            context_length=app.models.want.context_length,
+        )
+        screen.conversation = conversation = Conversation(app.history, chat)
+        for preset in installed.messages:
+            conversation.add(preset["role"], preset["content"])
+        return conversation
+
+    def load_model(self, chat: Chat | None) -> None:
+        """Load what a chat was with, if it is there and no other reply would break off.
+
+        A new one takes the present model, but not the context length of the chat before.
+        """
+        screen, models = self._screen, self._screen.app.models
+        present, want = models.installed, models.want
+        if screen.replies:
+            return
+        if chat is None:
+            if present is not None and want.context_length != screen.context_length:
+                models.choose(present, replace(want, context_length=screen.context_length))
+            return
+        there = present is not None and (present.name, want.context_length) == model_of(chat)
+        if not there and (model := screen.app.known_model(chat.model)) is not None:
+            screen.app.load(model)
 
     def refresh(self) -> None:
         """List the chats anew, or what is searched for."""
@@ -103,7 +137,6 @@ class ChatActions:
         title = screen.app.history.chat(chat).title
         screen.app.history.delete(chat)
         screen.app.models.forget(session_name(chat))
-        self._deleted.append(chat)
         if chat == self._current:
             await screen.action_new()
         self.refresh()
@@ -111,18 +144,24 @@ class ChatActions:
         screen.notify(f"deleted: {title}. u in the list of chats brings it back", markup=False)
 
     async def undo(self) -> None:
-        """Bring back what was deleted last."""
-        if not self._deleted:
-            raise InvalidParameter("nothing was deleted here", "localllama history list --deleted")
-        chat = self._screen.app.history.restore(self._deleted.pop())
-        self.refresh()
-        self.mark(chat.id)
+        """Bring back what was deleted last, in an earlier session, too."""
+        history = self._screen.app.history
+        deleted = history.chats(deleted=True)
+        if not deleted:
+            raise InvalidParameter("no chat was deleted", "after 30 days they are gone for good")
+        chat = history.restore(max(deleted, key=lambda chat: chat.deleted_at).id)
+        self._reveal(chat.id)
+        self._screen.notify(f"brought back: {chat.title}", markup=False)
 
     async def duplicate(self, chat: int) -> None:
         """Copy a chat."""
-        copy = self._screen.app.history.duplicate(chat)
+        self._reveal(self._screen.app.history.duplicate(chat).id)
+
+    def _reveal(self, chat: int) -> None:
+        """Put the cursor on a chat that has come into the list, whatever was searched for."""
+        self._screen.query_one(Sidebar).list_all()
         self.refresh()
-        self.mark(copy.id)
+        self.mark(chat)
 
     async def export(self, chat: int) -> None:
         """Ask for a file, whose name says whether it is Markdown or JSON."""
@@ -159,10 +198,16 @@ class ChatActions:
                 return
             with screen.app.telling():
                 chats = export.from_json(screen.app.history, _bytes_of(Path(name).expanduser()))
-                screen.notify(f"{len(chats)} imported")
-            self.refresh()
+                for chat in chats[:1]:
+                    self._reveal(chat.id)
+                screen.notify(f"{len(chats)} imported; Ctrl+S shows all chats")
 
         screen.app.push_screen(Ask("Import chats from this JSON file", "~/"), read)
+
+
+def model_of(chat: Chat) -> tuple[str, int]:
+    """Return with what a chat was held: the model, and the context length or 0."""
+    return chat.model, chat.context_length
 
 
 def _bytes_of(file: Path) -> bytes:

@@ -82,7 +82,12 @@ class Reply:
     @property
     def begun(self) -> bool:
         """Whether any of its text is there."""
-        return len(self._parts) > self.goes_on
+        return self.tokens > 0
+
+    @property
+    def tokens(self) -> int:
+        """About how many tokens came: the engine sends a text for each, save within characters."""
+        return len(self._parts) - self.goes_on
 
     def _run(self) -> None:
         try:

@@ -97,6 +97,7 @@ class ScriptedEngine:
             started_at="",
         )
         self.words = words
+        self.timings = Timings()
         self.sent: list[tuple[Message, ...]] = []
         self.dies_after: int | None = None
         self.pause: threading.Event | None = None
@@ -164,4 +165,4 @@ class ScriptedEngine:
                 yield Done("cancelled", Usage(count, 0, number), Timings(), 99)
                 return
             yield Text(text)
-        yield Done("stop", Usage(count, 0, len(self.texts)), Timings(), 99)
+        yield Done("stop", Usage(count, 0, len(self.texts)), self.timings, 99)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,10 +15,10 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from localllama.chat.conversation import Conversation
-from localllama.chat.records import Attachment, Chat, versions
+from localllama.chat.records import Attachment, versions
 from localllama.errors import InvalidParameter, LocalLlamaError
 from localllama.tui import attach
-from localllama.tui.chats import ChatActions
+from localllama.tui.chats import ChatActions, model_of
 from localllama.tui.commands import Commands
 from localllama.tui.message_actions import MessageActions
 from localllama.tui.messages import ChatNamed, ModelChanged, ReplyChanged
@@ -29,14 +28,13 @@ from localllama.tui.widgets.composer import Completion, Composer, Offers, Writin
 from localllama.tui.widgets.keys import Keys
 from localllama.tui.widgets.message import MessageView
 from localllama.tui.widgets.sidebar import ChatList, Sidebar
-from localllama.tui.widgets.status import StatusLine
+from localllama.tui.widgets.status import StatusLine, state_of
 from localllama.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
     from localllama.tui.app import LocalLlamaApp
 
-_TITLE_SECONDS = 0.5  # between two looks whether there is time for a title
-_NARROW = 100  # columns, below which the sidebar is opened only to choose
+_LOOK_SECONDS = 0.5  # between two looks at what nobody tells
 
 _EMPTY = """\
 A new conversation. Write below; Enter sends.
@@ -50,6 +48,8 @@ class ChatScreen(Screen[None]):
 
     app: LocalLlamaApp
 
+    # Columns; in a narrow terminal the sidebar is opened only to choose.
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012  # as Textual has it
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop", priority=True),
         Binding("ctrl+n", "new", "New chat", priority=True),
@@ -95,10 +95,9 @@ class ChatScreen(Screen[None]):
 
     async def on_mount(self) -> None:
         """Begin with a new chat."""
-        self.query_one(Sidebar).set_class(self.app.size.width < _NARROW, "hidden")
         self.query_one(Composer).past = self.app.history.questions()
         self.titles = Titles(self.app.history, self._named)
-        self.set_interval(_TITLE_SECONDS, self._make_titles)
+        self.set_interval(_LOOK_SECONDS, self._look)
         self.chats.refresh()
         await self.open(None)
 
@@ -109,14 +108,14 @@ class ChatScreen(Screen[None]):
         reply = self.replies.get(chat) if chat is not None else None
         if chat is None:
             self.conversation = None
-            self._load_model(None)
+            self.chats.load_model(None)
         elif reply is not None:
             self.conversation = reply.conversation
         else:
             self.conversation = Conversation(self.app.history, self.app.history.chat(chat))
             if message and all(shown.id != message for shown in self.conversation.branch):
                 self.conversation.show(message)
-            self._load_model(self.conversation.chat)
+            self.chats.load_model(self.conversation.chat)
         self.editing = None
         composer = self.query_one(Composer)
         composer.remove_class("editing")
@@ -125,23 +124,6 @@ class ChatScreen(Screen[None]):
         self.chats.mark(chat)
         if message:
             self.go_to(message)
-
-    def _load_model(self, chat: Chat | None) -> None:
-        """Load what the chat was with, if it is there and no other reply would break off.
-
-        A new one takes the present model, but not the context length of the chat before.
-        """
-        models = self.app.models
-        present, want = models.installed, models.want
-        if self.replies:
-            return
-        if chat is None:
-            if present is not None and want.context_length != self.context_length:
-                models.choose(present, replace(want, context_length=self.context_length))
-            return
-        there = present is not None and (present.name, want.context_length) == _model_of(chat)
-        if not there and (model := self.app.known_model(chat.model)) is not None:
-            self.app.load(model)
 
     @property
     def own_context(self) -> int:
@@ -156,7 +138,7 @@ class ChatScreen(Screen[None]):
             self.context_length = models.want.context_length
         elif models.installed is not None:
             now = models.installed.name, models.want.context_length
-            if now != _model_of(conversation.chat):
+            if now != model_of(conversation.chat):
                 conversation.change(model=now[0], context_length=now[1])
 
     async def show(self) -> None:
@@ -212,7 +194,7 @@ class ChatScreen(Screen[None]):
         """Send a message, or another version of the one that is edited."""
         self.need_model()
         self.need_silence()
-        conversation = self.conversation or self._begin()
+        conversation = self.conversation or self.chats.begin()
         edited, self.editing = self.editing, None
         self.query_one(Composer).remove_class("editing")
         message = conversation.say(text, files, at=edited)
@@ -222,20 +204,6 @@ class ChatScreen(Screen[None]):
             await self.query_one(Transcript).add(message)
         await self.reply(conversation)
         self.chats.refresh()
-
-    def _begin(self) -> Conversation:
-        installed, app = self.app.models.installed, self.app
-        assert installed is not None
-        chat = app.history.create(
-            model=installed.name,
-            system=installed.system if self.system is None else self.system,
-            parameters=self.settings,
-            context_length=app.models.want.context_length,
-        )
-        self.conversation = Conversation(app.history, chat)
-        for preset in installed.messages:
-            self.conversation.add(preset["role"], preset["content"])
-        return self.conversation
 
     async def reply(self, conversation: Conversation) -> None:
         """Let the model answer the end of the branch."""
@@ -273,8 +241,10 @@ class ChatScreen(Screen[None]):
 
     # titles
 
-    def _make_titles(self) -> None:
-        """Ask the model for a title while nobody needs it."""
+    def _look(self) -> None:
+        """Count the seconds of a reply, or ask the model for a title while nobody needs it."""
+        if self.replies.of(self.conversation) is not None:
+            self.update_status()
         app, engine = self.app, self.app.models.engine
         if engine is None or engine.label.endpoint:  # nobody else's machine is asked unbidden
             return
@@ -303,8 +273,8 @@ class ChatScreen(Screen[None]):
             self.editing = None
             composer.remove_class("editing")
             composer.write("")
-        elif self.app.size.width < _NARROW:
-            self.query_one(Sidebar).add_class("hidden")
+        else:
+            self.query_one(Sidebar).put_away()
         self.query_one(Sidebar).search("")
         composer.focus()
 
@@ -315,14 +285,15 @@ class ChatScreen(Screen[None]):
 
     def action_sidebar(self) -> None:
         """Show the conversations, or hide them."""
-        sidebar = self.query_one(Sidebar)
-        sidebar.toggle_class("hidden")
+        self.query_one(Sidebar).toggle()
+        self.chats.refresh()
         # Never to the list: a letter typed there by mistake may delete a chat.
         self.set_focus(self.query_one(Composer))
 
     def action_search(self) -> None:
         """Search all chats."""
-        self.query_one(Sidebar).remove_class("hidden")
+        self.query_one(Sidebar).open()
+        self.chats.refresh()  # somebody may have changed them elsewhere
         self.set_focus(self.query_one("#search", Input))  # focus() comes after keys typed ahead
 
     def action_model(self) -> None:
@@ -386,8 +357,7 @@ class ChatScreen(Screen[None]):
         event.stop()
         with self.app.telling():
             await self.open(event.chat, event.message)
-            if self.app.size.width < _NARROW:
-                self.query_one(Sidebar).add_class("hidden")
+            self.query_one(Sidebar).put_away()
 
     @on(Sidebar.Searched)
     def _searched(self, event: Sidebar.Searched) -> None:
@@ -414,8 +384,5 @@ class ChatScreen(Screen[None]):
     def update_status(self) -> None:
         """Show what the model does, and how full its context is."""
         reply = self.replies.of(self.conversation)
-        self.query_one(StatusLine).state = self.app.status(self.conversation, reply)
-
-
-def _model_of(chat: Chat) -> tuple[str, int]:
-    return chat.model, chat.context_length
+        state = state_of(self.app.models, self.conversation, reply)
+        self.query_one(StatusLine).state = state

@@ -183,6 +183,9 @@ class MessageView(Widget, can_focus=True):
 
     def action_fold(self) -> None:
         """Show the thinking, or hide it."""
+        if not self.message.thinking:
+            self.notify("there is no thinking in this message", severity="warning")
+            return
         self._unfolded = not self._unfolded
         self._forget()
 

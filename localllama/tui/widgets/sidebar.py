@@ -89,6 +89,25 @@ class Sidebar(Vertical):
         yield ChatList(id="chats", markup=False)
 
     @property
+    def _narrow(self) -> bool:
+        return self.screen.has_class("-narrow")
+
+    def open(self) -> None:
+        """Be there: in a narrow terminal until put_away()."""
+        if self._narrow:
+            self.add_class("opened")
+        else:
+            self.remove_class("hidden")
+
+    def put_away(self) -> None:
+        """Give the room back where there is little."""
+        self.remove_class("opened")
+
+    def toggle(self) -> None:
+        """Show the sidebar, or hide it; in a wide terminal until the user wants it again."""
+        self.toggle_class("opened" if self._narrow else "hidden")
+
+    @property
     def words(self) -> str:
         """What is searched for."""
         return self.query_one(Input).value.strip()
@@ -105,6 +124,11 @@ class Sidebar(Vertical):
     def search(self, words: str) -> None:
         """Search for other words."""
         self.query_one(Input).value = words
+
+    def list_all(self) -> None:
+        """Search for nothing from the next show_chats() on."""
+        with self.prevent(Input.Changed):
+            self.query_one(Input).value = ""
 
     def mark(self, chat: int | None) -> None:
         """Put the cursor on a chat."""
