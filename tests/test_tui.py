@@ -22,6 +22,7 @@ from localllama.tui.widgets.message import MessageView
 from localllama.tui.widgets.transcript import Transcript
 from tests.support.app import Screen, ScriptedRunner, running
 from tests.support.engines import ScriptedEngine
+from tests.support.gguf_maker import write_tiny_llama
 
 Flow = Callable[[Screen], Awaitable[None]]
 
@@ -547,6 +548,25 @@ def test_another_model_is_chosen(home: Path, engine: ScriptedEngine) -> None:
         await screen.shows("is a number of tokens")
 
     use(home, engine, flow, models=("smol", "big"))
+
+
+def test_a_gguf_file_is_installed_and_loaded(
+    home: Path, engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    [file] = write_tiny_llama(tmp_path / "tiny.gguf")
+
+    async def flow(screen: Screen) -> None:
+        await screen.type(f"/load {tmp_path}/nothing.gguf")
+        await screen.shows("nothing.gguf", "typo")
+        screen.app.screen.query_one(Composer).write("")
+        await screen.paste(f"/load {tmp_path}/ti")
+        await screen.shows("tiny.gguf", "Tab completes")
+        await screen.press("tab", "enter")
+        await screen.shows("tiny:latest is installed")
+        await screen.until(lambda: opener(screen).opened[-1] == ("tiny:latest", 0))
+
+    use(home, engine, flow)
+    assert file.exists()
 
 
 def test_a_chat_is_opened_with_its_own_model(home: Path, engine: ScriptedEngine) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from localllama.engine import sampling
 from localllama.errors import InvalidParameter
+from localllama.tui.screens import take_in
 from localllama.tui.settings import CONTEXT, Scope, Settings
 from localllama.tui.widgets.composer import Completion
 from localllama.tui.widgets.keys import Help, Section
@@ -22,7 +23,7 @@ _COMMANDS = (  # what is written, what follows it, what that does
     ("/set system ", "TEXT", "the system prompt"),
     ("/set think", "", "ask a thinking model to think"),
     ("/set nothink", "", "ask a thinking model not to think"),
-    (_LOAD, "MODEL", "another model"),
+    (_LOAD, "MODEL", "another model, or a .gguf file, which is then installed"),
     ("/clear", "", "a new chat"),
     ("/history ", "WORDS", "search the chats"),
     ("/import", "", "take in exported chats"),
@@ -88,6 +89,9 @@ class Commands:
         elif text.startswith(_LOAD):
             for model in self._screen.app.known_models():
                 yield f"{_LOAD}{model.name}", model.variant
+            path = text.removeprefix(_LOAD)
+            for name in take_in.completions(path):
+                yield f"{_LOAD}{path[: path.rfind('/') + 1]}{name}", "on this machine"
 
     async def _set(self, text: str) -> None:
         switch, _, value = text.partition(" ")
@@ -128,6 +132,9 @@ class Commands:
             if (found := app.known_model(name)) is not None:
                 app.load(found)
                 return
+        if text.lower().endswith(".gguf"):
+            self._screen.awaited = app.take_in(text)
+            return
         raise InvalidParameter(
             f"the model {text!r} is not installed", "Ctrl+O shows those that are"
         )

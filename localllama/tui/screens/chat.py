@@ -21,7 +21,9 @@ from localllama.tui import attach
 from localllama.tui.chats import ChatActions, model_of
 from localllama.tui.commands import Commands
 from localllama.tui.message_actions import MessageActions
-from localllama.tui.messages import ChatNamed, ModelChanged, ReplyChanged
+from localllama.tui.messages import ChatNamed, ModelChanged, PullChanged, ReplyChanged
+from localllama.tui.pulls import Pull
+from localllama.tui.pulls import State as PullState
 from localllama.tui.reply_views import ReplyViews
 from localllama.tui.titles import Titles
 from localllama.tui.widgets.composer import Completion, Composer, Offers, Writing
@@ -79,6 +81,7 @@ class ChatScreen(Screen[None]):
         self.context_length = 0
         self.system: str | None = None
         self.think: bool | None = None
+        self.awaited: Pull | None = None  # whose model replies when it is there
         self.editing: int | None = None
         self._refused = ""  # what was not sent; sent once more, its missing files are words
         self._told: LocalLlamaError | None = None  # why the model could not be loaded
@@ -380,6 +383,13 @@ class ChatScreen(Screen[None]):
             self.app.tell(error)
         self._told = error
         self.update_status()
+
+    def on_pull_changed(self, event: PullChanged) -> None:
+        """Load what was named to be loaded, once it is installed."""
+        if event.pull is self.awaited and event.pull.state is PullState.DONE:
+            self.awaited = None
+            if (model := self.app.known_model(event.pull.name)) is not None:
+                self.app.load(model)
 
     def update_status(self) -> None:
         """Show what the model does, and how full its context is."""
