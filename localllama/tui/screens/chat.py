@@ -245,9 +245,13 @@ class ChatScreen(Screen[None]):
     # titles
 
     def _look(self) -> None:
-        """Count the seconds of a reply, or ask the model for a title while nobody needs it."""
+        """Count the seconds of a reply, or use the time in which there is none."""
         if self.replies.of(self.conversation) is not None:
             self.update_status()
+        self._make_titles()
+
+    def _make_titles(self) -> None:
+        """Ask the model for a title while nobody needs it."""
         app, engine = self.app, self.app.models.engine
         if engine is None or engine.label.endpoint:  # nobody else's machine is asked unbidden
             return
