@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from textual.events import Key
 from textual.widgets._toast import Toast
 
 from localllama import paths
@@ -16,6 +17,7 @@ from localllama.chat.history import History
 from localllama.chat.records import StoredMessage
 from localllama.engine.api import Timings
 from localllama.errors import DoesNotFit
+from localllama.tui.screens.chat import ChatScreen
 from localllama.tui.widgets.composer import Composer, Offers
 from localllama.tui.widgets.keys import Keys
 from localllama.tui.widgets.message import MessageView
@@ -673,6 +675,23 @@ def test_the_help_scrolls_and_closes_by_keys(home: Path, engine: ScriptedEngine)
         await screen.shows("│ typed")
 
     use(home, engine, flow, size=(80, 24))
+
+
+def test_a_question_that_is_answered_twice_at_once_closes_once(
+    home: Path, engine: ScriptedEngine
+) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.type("hello")
+        await screen.shows("word2")
+        await screen.press("ctrl+s", "enter", "r")
+        await screen.shows("Enter accepts")
+        for _ in range(2):  # both are in the queue before the first one is heeded
+            screen.app.post_message(Key("enter", None))
+        await screen.until(lambda: isinstance(screen.app.screen, ChatScreen))
+        await screen.press("ctrl+n")
+        await screen.shows("A new conversation")
+
+    use(home, engine, flow)
 
 
 def test_notices_cover_nothing_that_is_typed_into(home: Path, engine: ScriptedEngine) -> None:

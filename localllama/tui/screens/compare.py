@@ -9,7 +9,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from localllama.engine import sampling
@@ -17,6 +16,7 @@ from localllama.errors import InvalidParameter
 from localllama.harmless import printable
 from localllama.tui.comparing import Contestant, Side
 from localllama.tui.messages import SideChanged
+from localllama.tui.page import Page
 from localllama.tui.screens.dialogs import Ask, Choose
 from localllama.tui.widgets.keys import Keys
 
@@ -27,7 +27,7 @@ _FRAME_SECONDS = 1 / 15  # two texts are drawn
 _LEFT, _RIGHT = 0, 1
 
 
-class CompareScreen(Screen[None]):
+class CompareScreen(Page[None]):
     """Nothing here is kept: what is worth it can be asked in a chat."""
 
     app: LocalLlamaApp

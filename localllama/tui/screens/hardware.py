@@ -10,7 +10,6 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.screen import Screen
 from textual.widgets import DataTable, Static
 
 from localllama import catalog, doctor
@@ -22,6 +21,7 @@ from localllama.runner import Running
 from localllama.tui.details import columns
 from localllama.tui.gauges import Gauges, lines
 from localllama.tui.messages import Examined, Measured
+from localllama.tui.page import Page
 from localllama.tui.screens.confirm import Confirm
 from localllama.tui.widgets.keys import Keys
 
@@ -32,7 +32,7 @@ _COLUMNS = ("MODEL", "SIZE", "WHERE", "CONTEXT", "PROCESS", "USED BY", "STAYS")
 _SECONDS = 1.0
 
 
-class HardwareScreen(Screen[None]):
+class HardwareScreen(Page[None]):
     """Measures in threads, and only while it is shown."""
 
     app: LocalLlamaApp

@@ -11,10 +11,10 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import Input, Label, Static
 
 from localllama.errors import LocalLlamaError
+from localllama.tui.page import Dialog
 
 
 class CostFound(Message):
@@ -26,7 +26,7 @@ class CostFound(Message):
         self.text = text
 
 
-class Memory(ModalScreen[str | None]):
+class Memory(Dialog[str | None]):
     """``cost`` says what a value takes, in a thread; it raises LocalLlamaError."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]

@@ -13,7 +13,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.events import Resize
-from textual.screen import Screen
 from textual.widgets import DataTable, Input, Static
 
 from localllama import catalog, names
@@ -30,6 +29,7 @@ from localllama.tui.messages import (
     ModelChanged,
     PullChanged,
 )
+from localllama.tui.page import Page
 from localllama.tui.pull_actions import PullActions
 from localllama.tui.pulls import State
 from localllama.tui.screens.confirm import Confirm
@@ -43,7 +43,7 @@ _WIDE = 130  # columns, from which the details stand beside the table
 _NARROW = 100  # columns, below which the line below the table has the licence
 
 
-class ModelsScreen(Screen[None]):
+class ModelsScreen(Page[None]):
     """One row a model; keys act on the row under the cursor."""
 
     app: LocalLlamaApp

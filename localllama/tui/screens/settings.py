@@ -13,7 +13,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.events import Resize
-from textual.screen import Screen
 from textual.widgets import DataTable, Static, Tab, Tabs
 
 from localllama import plan, presets
@@ -24,6 +23,7 @@ from localllama.plan import KV_TYPES
 from localllama.presets import Preset
 from localllama.store import Installed
 from localllama.tui.messages import ModelChanged
+from localllama.tui.page import Page
 from localllama.tui.screens.chat import ChatScreen
 from localllama.tui.screens.dialogs import Ask, Choose
 from localllama.tui.screens.memory import Memory
@@ -39,7 +39,7 @@ _REST = 66  # columns that the others take at most
 _NARROW = 100  # columns, below which only the lines below the table say what a setting does
 
 
-class SettingsScreen(Screen[None]):
+class SettingsScreen(Page[None]):
     """The tabs say for what a change is made."""
 
     app: LocalLlamaApp

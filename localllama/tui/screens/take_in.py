@@ -11,13 +11,13 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.suggester import Suggester
 from textual.widgets import Input, Label, Static
 
 from localllama import pull
 from localllama.errors import LocalLlamaError
 from localllama.harmless import printable
+from localllama.tui.page import Dialog
 
 if TYPE_CHECKING:
     from localllama.tui.app import LocalLlamaApp
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MOST = 8  # file names that are shown at once
 
 
-class TakeIn(ModalScreen[None]):
+class TakeIn(Dialog[None]):
     """What is wrong with a path is said here, where it can be mended."""
 
     app: LocalLlamaApp

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Label, ProgressBar
 
 from localllama.catalog import Catalog
 from localllama.store import Installed
 from localllama.tui.messages import PullChanged
+from localllama.tui.page import Dialog
 from localllama.tui.pulls import State
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ the package index, no account. It is small and quick, and not very wise.
 Others: Esc, then F2 shows what there is and what fits this machine."""
 
 
-class Welcome(ModalScreen[Installed | None]):
+class Welcome(Dialog[Installed | None]):
     """Offers the starter model; the result is the model once it is installed."""
 
     app: LocalLlamaApp

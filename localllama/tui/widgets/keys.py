@@ -15,9 +15,11 @@ from textual.app import App, ComposeResult, RenderResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.dom import DOMNode
-from textual.screen import ModalScreen, Screen
+from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Static
+
+from localllama.tui.page import Dialog
 
 _LAST = ("quit", "help")  # actions that have room in every footer
 
@@ -66,7 +68,7 @@ class Section:
     rows: Sequence[tuple[str, str]]
 
 
-class Help(ModalScreen[None]):
+class Help(Dialog[None]):
     """Sections over what one was doing."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
