@@ -29,9 +29,9 @@ _BATCH_TOKENS = 512
 _LOGITS_BYTES = 64 << 20
 _KV_BYTES = 64 << 20  # of a batch; with 512 tokens, Llama-2-7B's would take 256 MiB
 _SEQUENCES = 32  # texts in a batch
-_FIRST_TOKENS = 16  # of a model whose speed is not known yet
+_FEW_TOKENS = 16  # of a model whose speed is not known yet; fewer take hardly less long
 _LONGEST_SECONDS = 0.5  # of a step, so that a reply that is asked for meanwhile soon begins
-_WEIGHT = 0.25  # of a new measurement
+_RISE = 1.25  # a step that was interrupted looks slow: up slowly, down at once
 
 
 def batch_tokens(vocabulary: int, kv_token_bytes: int) -> int:
@@ -193,7 +193,7 @@ class Embedder:
         if not self._jobs:
             return
         try:
-            self._evaluate(beside_seconds or _LONGEST_SECONDS, abortable=not beside_seconds)
+            self._evaluate(beside_seconds)
         except LocalLlamaError as error:
             self.close()
             for job in self._jobs:
@@ -208,16 +208,16 @@ class Embedder:
                 self._forget(text)
             job.end("cancelled")
 
-    def _evaluate(self, seconds: float, *, abortable: bool) -> None:
-        begun = perf_counter()
+    def _evaluate(self, beside_seconds: float) -> None:
         context = self._ready_context()
-        parts = list(self._parts(self._budget(context, seconds)))
+        begun = perf_counter()
+        parts = list(self._parts(self._budget(context, beside_seconds)))
         for job, text, tokens in parts:
             job.start()
             text.sequence = self._free.pop() if text.sequence < 0 else text.sequence
             context.add(text.sequence, text.evaluated, tokens, len(tokens))
         tickets = [job.ticket for job, _, _ in parts]
-        stop = (lambda: any(ticket.cancelled for ticket in tickets)) if abortable else None
+        stop = None if beside_seconds else lambda: any(ticket.cancelled for ticket in tickets)
         if not context.decode(stop):
             for _, text, _ in parts:  # half of it may be in memory
                 self._forget(text)
@@ -232,15 +232,16 @@ class Embedder:
                 job.give(text)
         self._jobs = deque(job for job in self._jobs if job.texts)
         measured = (perf_counter() - begun) / end
-        self._token_seconds += _WEIGHT * (measured - (self._token_seconds or measured))
-        self._token_seconds = self._token_seconds or measured
+        self._token_seconds = min(measured, self._token_seconds * _RISE or measured)
 
-    def _budget(self, context: Context, seconds: float) -> int:
+    def _budget(self, context: Context, beside_seconds: float) -> int:
         if self._whole:
             return context.batch_tokens
         if not self._token_seconds:
-            return min(_FIRST_TOKENS, context.batch_tokens)
-        return max(1, min(int(seconds / self._token_seconds), context.batch_tokens))
+            return min(_FEW_TOKENS, context.batch_tokens)
+        affordable = int((beside_seconds or _LONGEST_SECONDS) / self._token_seconds)
+        fewest = 1 if beside_seconds else _FEW_TOKENS
+        return min(max(fewest, affordable), context.batch_tokens)
 
     def _parts(self, budget: int) -> Iterator[tuple[Embedding, Passage, list[int]]]:
         """The next tokens of as many texts as are worth a batch."""
