@@ -153,6 +153,20 @@ def test_an_end_does_not_wait_for_ever(home: Path) -> None:
         wait_until(lambda: server.replies_under_way == 0)
 
 
+def test_a_second_interrupt_ends_replies_at_once(home: Path) -> None:
+    with servers.served(home, "--grace", "600") as server:
+        ask(server)
+        sock = begin(server)
+        wait_until(lambda: server.replies_under_way == 1)
+        server.process.send_signal(signal.SIGINT)
+        wait_until(lambda: "1 running have 600 s" in server.log.read_text())
+        server.process.send_signal(signal.SIGINT)
+        with sock, sock.makefile("rb") as file:
+            assert b"the server was stopped" in file.read()
+        assert server.process.wait(60) is not None
+        wait_until(lambda: server.replies_under_way == 0)
+
+
 def test_prompts_are_not_logged(server: Server) -> None:
     secret = "xyzzy-secret"
     httpx2.post(f"{server.url}/api/chat", json={"model": secret, "messages": []})

@@ -19,6 +19,7 @@ from localllama.server.app import Policy, create_app
 from localllama.server.guard import Rules
 from localllama.store import Store
 
+_LOG = logging.getLogger("localllama.server")
 PORT = 11434
 _BACKLOG = 512
 _ANSWER_BYTES = 4096
@@ -147,7 +148,10 @@ def serve(
     grace_seconds: int,
     on_ready: Callable[[], None] | None = None,
 ) -> None:
-    """Answer until SIGINT or SIGTERM; what runs then has ``grace_seconds`` to finish."""
+    """Answer until SIGINT or SIGTERM; what runs then has ``grace_seconds`` to finish.
+
+    A second SIGINT ends it at once.
+    """
     _log_to_stderr()
     server = _Server(
         uvicorn.Config(
@@ -167,7 +171,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """Says when it answers."""
+    """Says when it answers and what its end waits for."""
 
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None] | None) -> None:
         super().__init__(config)
@@ -178,6 +182,18 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self._on_ready is not None and not self.should_exit:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End what runs: at once where a second Ctrl-C came, else after its grace."""
+        tasks = self.server_state.tasks
+        if tasks and not self.force_exit:
+            seconds = self.config.timeout_graceful_shutdown
+            _LOG.info("%d running have %s s to finish; Ctrl-C again ends them", len(tasks), seconds)
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn drops both then, and logs the end of the app as a failure
+            for task in tasks:
+                task.cancel()
+            await self.lifespan.shutdown()
 
 
 def _log_to_stderr() -> None:
