@@ -98,6 +98,10 @@ def test_the_command_describes_this_machine(home: Path) -> None:
     assert found["hardware"]["memory"]["available_bytes"] > 0
     assert "network" not in [trouble["code"] for trouble in found["troubles"]]
     shown = cli.run("doctor", env=env)
+    has_gpu = any("gpu" in device["kind"] for device in found["hardware"]["devices"])
+    assert ("GPU       none was found" in shown.stdout) == (
+        not has_gpu and not found["hardware"]["unusable_gpu"]
+    )
     assert shown.returncode == 0
     assert "CPU" in shown.stdout
 

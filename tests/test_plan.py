@@ -342,6 +342,9 @@ def test_the_command_plans_for_another_machine(headers: dict[str, Path], home: P
     failed = cli.run("plan", path, "--ram", "8GB", "--vram", "4GB")
     assert failed.returncode == 6
     assert "smaller" in failed.stderr
+    for option in ("--gpu-layers", "10"), ("--gpu-memory", "4GB"):
+        assert "change nothing" in cli.run("plan", path, "--ram", "64GB", *option).stderr
+    assert cli.run("plan", path, "--ram", "64GB", "--gpu-layers", "0").stderr == ""
     found = cli.data("plan", path, "--ram", "64GB", "--vram", "24GB", "--vram", "12GB")
     assert [use["device"] for use in found["uses"]] == ["CUDA0", "CUDA1", HOST]
 

@@ -86,6 +86,9 @@ def _show(machine: Hardware) -> None:
         f"cores     {memory.cores}{fast if memory.performance_cores < memory.cores else ''}"
     )
     output.result(f"llama.cpp {machine.llama_cpp or '?'}: {', '.join(machine.backends)}")
+    if not machine.gpus:
+        unusable = machine.unusable_gpu
+        output.result(f"GPU       {f'{unusable}, idle' if unusable else 'none was found'}")
     output.result("")
     output.table(
         ("DEVICE", "KIND", "BACKEND", "FREE", "TOTAL", "DESCRIPTION"),

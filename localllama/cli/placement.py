@@ -66,6 +66,9 @@ def placement_options(command: Callable[..., R]) -> Callable[..., R]:
         force: bool,
         **others: Any,
     ) -> R:
+        if require_gpu and (no_gpu or gpu_layers == 0):
+            other = "--no-gpu" if no_gpu else "--gpu-layers 0"
+            raise click.UsageError(f"--require-gpu and {other} exclude each other")
         want = Want(
             context_length=ctx or 0,
             gpu_layers=-1 if gpu_layers is None else gpu_layers,
@@ -80,3 +83,11 @@ def placement_options(command: Callable[..., R]) -> Callable[..., R]:
     for option in reversed(_OPTIONS):
         option(collected)
     return collected
+
+
+def idle_note(want: Want, idle_gpu: str, *, used: bool) -> str:
+    """Return ``idle_gpu``, or that options for GPUs change nothing where none is ``used``."""
+    asked = want.gpu_layers > 0 or want.gpu_memory_bytes
+    if idle_gpu or used or not asked:
+        return idle_gpu
+    return "no GPU is used: --gpu-layers and --gpu-memory change nothing"

@@ -13,7 +13,7 @@ import click
 from localllama import hardware, plan
 from localllama.cli import headers, output
 from localllama.cli.app import App, complete_known, json_option, offline_option
-from localllama.cli.placement import Bytes, placement_options
+from localllama.cli.placement import Bytes, idle_note, placement_options
 from localllama.config import Config
 from localllama.errors import DoesNotFit, EngineError, InvalidParameter
 from localllama.gguf_file import ModelInfo
@@ -79,7 +79,8 @@ def plan_command(
         chosen = plan.fit(info, machine, wish, known)
         if not is_described:
             chosen = _measured(chosen, paths, machine, wish)
-    _show(info, chosen, plan.idle_gpu(chosen, machine, wish), as_json=as_json)
+    note = idle_note(want, plan.idle_gpu(chosen, machine, wish), used=chosen.gpu_layers > 0)
+    _show(info, chosen, note, as_json=as_json)
 
 
 def rows(infos: Sequence[ModelInfo], machine: Hardware, want: Want, config: Config) -> list[Row]:

@@ -16,7 +16,7 @@ from localllama import names
 from localllama.chat.session import POLICIES, Model, Session
 from localllama.cli import output, reply, show
 from localllama.cli.app import App, complete_known, json_option, offline_option, yes_option
-from localllama.cli.placement import placement_options
+from localllama.cli.placement import idle_note, placement_options
 from localllama.config import parse_duration
 from localllama.engine import grammar, sampling, schema
 from localllama.engine.api import Message, Sampling
@@ -310,8 +310,8 @@ def opened(
         label = engine.label
         if tell or label.endpoint:
             output.say(label.explanation)
-        if label.idle_gpu:
-            output.say(f"note: {label.idle_gpu}")
+        if note := idle_note(want, label.idle_gpu, used=label.gpu_bytes > 0):
+            output.say(f"note: {note}")
         trained = engine.ready.trained_context_length
         if trained and engine.ready.context_length > trained:
             output.say(
