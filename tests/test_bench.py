@@ -43,6 +43,6 @@ def test_a_reply_follows_a_schema_in_a_file(model: str, tmp_path: Path) -> None:
     assert json.loads(answer["text"])["sum"] in (3, 4)
     schema.write_text('{"not": {}}')
     refused = cli.run(*ask, "--format", str(schema))
-    assert (refused.returncode, "not at #" in refused.stderr) == (2, True)
+    assert (refused.returncode, "'not' at #" in refused.stderr) == (2, True)
     missing = cli.run(*ask, "--format", str(tmp_path / "none.json"))
     assert (missing.returncode, "cannot read the schema" in missing.stderr) == (2, True)

@@ -32,7 +32,7 @@ _FORMATS = {
 
 def refuse(keyword: str, path: str, why: str) -> NoReturn:
     raise InvalidParameter(
-        f"the schema's {keyword} at {path} {why}",
+        f"the schema's {keyword!r} at {path} {why}",
         "replies can be held only to what a grammar can say: change or leave out this keyword",
     )
 
