@@ -259,8 +259,15 @@ def test_a_forced_context_that_cannot_be_had_is_an_error(store: Store) -> None:
 
 def test_wishes_that_cannot_be_met_are_refused(store: Store) -> None:
     assert cli.run(*ASK, "--require-gpu").returncode == 6
+    assert cli.run(*ASK, "--require-gpu", "--no-gpu").returncode == 2
     assert cli.run(*ASK, "--kv-type", "q9").returncode == 2
     assert cli.run(*ASK, "--gpu-memory", "much").returncode == 2
+
+
+def test_a_prompt_that_is_too_long_puts_nothing_out(store: Store) -> None:
+    asked = cli.run(*ASK, stdin="word " * 700)
+    assert (asked.returncode, asked.stdout) == (1, "")
+    assert asked.stderr.startswith("Error: the prompt needs")
 
 
 def test_a_worker_killed_while_idle_is_replaced(

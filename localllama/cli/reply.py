@@ -45,6 +45,7 @@ class Shown:
         self._wrap = Wrap(shutil.get_terminal_size().columns) if wrap else None
         self._status = sys.stderr.isatty() and sys.stdout.isatty()
         self._pending = False  # a status line is on the screen
+        self._begun = False
 
     def event(self, event: Event) -> None:
         """Show what it says."""
@@ -61,17 +62,19 @@ class Shown:
             output.say(f"[{what}: the context of {self._context} tokens is full]")
         elif isinstance(event, Text):
             self._line("")
+            self._begun = True
             text = output.printable(event.text)
             text = self._wrap.feed(text) if self._wrap else text
             sys.stdout.write(text)
             sys.stdout.flush()
 
     def end(self) -> None:
-        """Finish the last line."""
+        """Finish the last line; a terminal may be behind the ^C that the user typed."""
         self._line("")
         if self._wrap:
             sys.stdout.write(self._wrap.flush())
-        sys.stdout.write("\n")
+        if self._begun or sys.stdout.isatty():
+            sys.stdout.write("\n")
         sys.stdout.flush()
 
     def _line(self, text: str) -> None:
