@@ -399,8 +399,10 @@ def test_the_first_layer_that_sets_a_parameter_counts() -> None:
 def test_a_value_that_does_not_count_is_not_judged() -> None:
     layers = [("request", {"top_p": 0.5}), ("file", {"top_p": 7.0})]
     assert sampling.resolve(layers).sampling.top_p == 0.5
-    with pytest.raises(InvalidParameter, match="top_p"):
+    with pytest.raises(InvalidParameter, match=r"^file: top_p must"):
         sampling.resolve(layers[1:])
+    with pytest.raises(InvalidParameter, match=r"^top_p must"):  # not "request: top_p"
+        sampling.resolve([("request", {"top_p": 7.0}), *layers])
 
 
 def test_a_seed_of_minus_one_is_a_fresh_one() -> None:

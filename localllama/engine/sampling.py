@@ -18,6 +18,7 @@ from localllama.engine.api import Sampling
 from localllama.errors import InvalidParameter
 
 DEFAULT = "default"  # the origin of a value that nobody set
+REQUEST = "request"  # that of one that was just asked for
 _ANY_INT = 2**31 - 1
 _MOST_LOGPROBS = 20  # as OpenAI and Ollama allow
 _FLAGS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
@@ -353,5 +354,6 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, object]]]) -> Resolved:
                     values[parameter.name] = parameter.convert(value)
                     origins[parameter.name] = label
             except InvalidParameter as error:
-                raise InvalidParameter(f"{label}: {error.message}", error.hint) from error
+                where = "" if label == REQUEST else f"{label}: "
+                raise InvalidParameter(where + error.message, error.hint) from error
     return Resolved(msgspec.convert(values, Sampling), origins)

@@ -117,7 +117,7 @@ class Asker:
         ``more`` are fields of Sampling that are no parameters. Raises InvalidParameter.
         """
         layers = parameter_layers(model, self._config)
-        resolved = sampling.resolve([("request", chosen), *layers]).sampling
+        resolved = sampling.resolve([(sampling.REQUEST, chosen), *layers]).sampling
         return msgspec.structs.replace(resolved, **more)
 
     def want(self, loading: Mapping[str, int], keep_alive: str | float | None) -> Want:
