@@ -18,5 +18,5 @@ class Page(Screen[ScreenResultType]):
         return super().dismiss(result) if self.is_active else AwaitComplete()
 
 
-class Dialog(Page[ScreenResultType], ModalScreen[ScreenResultType]):
-    """A question or panel over a screen."""
+class Dialog(ModalScreen[ScreenResultType], Page[ScreenResultType]):
+    """A question or panel over a screen; the first base is the one whose style sheet counts."""
