@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import monotonic
+from time import monotonic, thread_time
 from typing import TYPE_CHECKING
 
 from textual.widgets import Static
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from localllama.tui.screens.chat import ChatScreen
 
 _FRAME_SECONDS = 1 / 30
-# Of the time at most so much goes into drawing a reply: on few cores the model decodes on all.
-_DRAWING_SHARE = 0.04
+# About so much of the time goes into drawing a reply: on a small machine the model decodes on all
+# cores and waits meanwhile. But it is drawn so often at least.
+_DRAWING_SHARE = 0.05
+_LONGEST_FRAME_SECONDS = 0.2
 _GOOD_BYE_SECONDS = 3.0
 
 
@@ -30,7 +32,7 @@ class ReplyViews:
         self._screen = screen
         self._replies: dict[int, Reply] = {}
         self._views: dict[int, MessageView] = {}  # where their chat is shown
-        self._draw_after = 0.0
+        self._drawn_at = self._drawn_time = 0.0  # by the clock, and in time of this thread
 
     def __len__(self) -> int:
         return len(self._replies)
@@ -89,14 +91,19 @@ class ReplyViews:
 
     async def show(self, reply: Reply) -> None:
         """Draw what there is of a reply, but neither too often nor for too long."""
-        wait = self._draw_after - monotonic()
+        wait = self._drawn_at + self._frame_seconds() - monotonic()
         if wait > 0 and not reply.over:
             self._screen.set_timer(wait, lambda: self._draw(reply))
         else:
             await self._draw(reply)
 
+    def _frame_seconds(self) -> float:
+        """Return how long what was drawn last stays, by what it has cost, its layout included."""
+        cost = thread_time() - self._drawn_time
+        return min(max(_FRAME_SECONDS, cost / _DRAWING_SHARE), _LONGEST_FRAME_SECONDS)
+
     async def _draw(self, reply: Reply) -> None:
-        begun = monotonic()
+        self._drawn_at, self._drawn_time = monotonic(), thread_time()
         reply.told = False  # what comes from here on is told again
         view = self._views.get(reply.conversation.chat.id)
         if view is not None and reply.truncated is not None and not reply.truncation_shown:
@@ -108,8 +115,6 @@ class ReplyViews:
         elif view is not None:
             view.show(reply.message, live=True)
         self._screen.update_status()
-        cost = monotonic() - begun
-        self._draw_after = begun + max(_FRAME_SECONDS, cost / _DRAWING_SHARE)
 
     async def _ended(self, reply: Reply) -> None:
         screen, chat = self._screen, reply.conversation.chat.id

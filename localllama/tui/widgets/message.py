@@ -10,6 +10,7 @@ from rich.style import Style
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
 from textual.message import Message
+from textual.reactive import Reactive
 from textual.selection import Selection
 from textual.strip import Strip
 from textual.widget import Widget
@@ -54,6 +55,9 @@ class MessageView(Widget, can_focus=True):
         def control(self) -> MessageView:
             """The view of the message."""
             return self.view
+
+    # Textual lays out and paints again when this changes, after it has done both for what grew.
+    virtual_size: Reactive[Size] = Reactive(Size(0, 0), repaint=False)
 
     def __init__(
         self, message: StoredMessage, place: tuple[int, int] = (1, 1), *, live: bool = False

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from textual.containers import VerticalScroll
+from textual.geometry import Size
+from textual.reactive import Reactive
 from textual.widgets import Static
 
 from localllama.chat.records import StoredMessage
@@ -20,6 +22,9 @@ Places = Mapping[int, Sequence[int]]
 
 class Transcript(VerticalScroll, can_focus=False):
     """Shows one branch of a chat; follows its end until somebody scrolls up."""
+
+    # As with a message; a scroll bar that comes or goes asks for a layout itself.
+    virtual_size: Reactive[Size] = Reactive(Size(0, 0), repaint=False)
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
