@@ -19,6 +19,7 @@ from localllama.chat.records import Attachment
 from localllama.tui.widgets.message import estimate
 
 _LARGE_CHARS, _LARGE_LINES = 2_000, 25
+_SHOWN_CHARS = 40  # of what is offered; a path differs at its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,11 @@ class Completion:
     typed: str
     text: str
     says: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The text, or as much of its end as has room in a line."""
+        return self.text if len(self.text) <= _SHOWN_CHARS else f"…{self.text[1 - _SHOWN_CHARS :]}"
 
 
 class Offers(OptionList, can_focus=False):
@@ -53,7 +59,7 @@ class Offers(OptionList, can_focus=False):
         if completions != self._completions:
             self._completions = completions
             self.clear_options()
-            width = max((len(offered.text) for offered in completions), default=0)
+            width = max((len(offered.shown) for offered in completions), default=0)
             self.add_options(Option(_line(offered, width)) for offered in completions)
             self.set_class(bool(completions), "some")
 
@@ -230,4 +236,4 @@ class Writing(Vertical):
 
 
 def _line(offered: Completion, width: int) -> Text:
-    return Text.assemble(offered.text.ljust(width), (f"  {offered.says}", "dim"))
+    return Text.assemble(offered.shown.ljust(width), (f"  {offered.says}", "dim"))
