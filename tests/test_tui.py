@@ -677,6 +677,19 @@ def test_the_help_scrolls_and_closes_by_keys(home: Path, engine: ScriptedEngine)
     use(home, engine, flow, size=(80, 24))
 
 
+def test_a_question_stands_in_the_middle_over_what_one_was_doing(
+    home: Path, engine: ScriptedEngine
+) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.press("ctrl+o")
+        await screen.shows("Which model should reply?", "Write a message", "Search all chats")
+        box = screen.app.screen.query_one(".dialog").region
+        assert abs(box.x - (120 - box.right)) <= 1
+        assert abs(box.y - (40 - box.bottom)) <= 1
+
+    use(home, engine, flow)
+
+
 def test_a_question_that_is_answered_twice_at_once_closes_once(
     home: Path, engine: ScriptedEngine
 ) -> None:
