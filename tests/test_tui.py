@@ -216,6 +216,25 @@ def test_a_file_and_a_large_paste_are_attached(
     assert sent.endswith("what is in @notes.txt?")
 
 
+def test_a_named_file_stays_one_when_its_message_is_edited(
+    home: Path, engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("milk")
+    monkeypatch.chdir(tmp_path)
+
+    async def flow(screen: Screen) -> None:
+        await screen.type("what is in @notes.txt?")
+        await screen.shows("word2")
+        notes.write_text("eggs")
+        await screen.press("ctrl+t", "up", "e", "enter")
+        await screen.shows("version 2/2", "word2")
+
+    use(home, engine, flow)
+    assert engine.sent[-1][0].content.count("</file>") == 1
+    assert "eggs" in engine.sent[-1][0].content
+
+
 def test_commands_are_completed(home: Path, engine: ScriptedEngine) -> None:
     async def flow(screen: Screen) -> None:
         composer = screen.app.screen.query_one(Composer)

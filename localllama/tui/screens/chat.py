@@ -183,8 +183,9 @@ class ChatScreen(Screen[None]):
                 return
             missing = event.text == self._refused
             named = attach.named_in(event.text, Path.cwd(), missing=missing)
-            files = (*event.attachments, *named)
-            await self.say(event.text.strip(), files)
+            # A message that is edited has its files already; one may have changed since.
+            files = {file.name: file for file in (*event.attachments, *named)}
+            await self.say(event.text.strip(), tuple(files.values()))
         except LocalLlamaError as error:
             self._refused = event.text
             self.query_one(Composer).write(event.text, event.attachments)  # nothing is lost
