@@ -216,6 +216,24 @@ def test_a_file_and_a_large_paste_are_attached(
     assert sent.endswith("what is in @notes.txt?")
 
 
+def test_backspace_before_the_text_takes_an_attachment_away(
+    home: Path, engine: ScriptedEngine
+) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.paste("eggs\n" * 100)
+        await screen.paste("milk\n" * 100)
+        await screen.shows("+ pasted-1.txt", "+ pasted-2.txt", "Backspace before the text")
+        await screen.press("a", "backspace", "backspace")
+        await screen.hides("pasted-2.txt")
+        await screen.type("what is in it?")
+        await screen.shows("word2")
+
+    use(home, engine, flow)
+    sent = engine.sent[0][0].content
+    assert "eggs" in sent
+    assert "milk" not in sent
+
+
 def test_a_named_file_stays_one_when_its_message_is_edited(
     home: Path, engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,13 @@ class Composer(TextArea):
         """Begin a new line."""
         self.insert("\n")
 
+    def action_delete_left(self) -> None:
+        """Delete a character, or before the first one what was attached last."""
+        if self.selection.is_empty and self.cursor_location == (0, 0):
+            self._keep_files(self._attachments[:-1])
+        else:
+            super().action_delete_left()
+
     def write(self, text: str, attachments: tuple[Attachment, ...] = ()) -> None:
         """Put a text in, instead of what is there."""
         self.load_text(text)
@@ -231,7 +238,7 @@ class Writing(Vertical):
         event.stop()
         files = (f"+ {a.name} (about {estimate(a.text)} tokens)" for a in event.attachments)
         line = self.query_one("#attached", Static)
-        line.update("\n".join(files))
+        line.update("\n".join(files) + " · Backspace before the text takes it away")
         line.set_class(bool(event.attachments), "some")
 
 
