@@ -119,6 +119,12 @@ def test_another_reply_and_an_edited_question_are_versions(
         await screen.until(lambda: screen.app.screen.query_one(Composer).has_focus)
         await screen.press("alt+right")
         await screen.shows("other", "version 2/2 · Alt+← earlier")
+        await screen.press("alt+left", "alt+right", "alt+right")  # the reply's, then the question's
+        await screen.shows("first!", "third", "version 2/2 · Alt+← earlier")
+        await screen.press("alt+right")
+        await screen.shows("there is no later version")
+        await screen.press("alt+left")
+        await screen.shows("version 1/2", "other")
 
     use(home, engine, flow)
     with saved(home) as history:

@@ -52,13 +52,19 @@ class MessageActions:
             await self._other_version(message, 1 if what == "newer" else -1)
 
     async def turn(self, which: str) -> None:
-        """Show the ``older`` or ``newer`` version of the message in focus, else of the last one."""
+        """Show the ``older`` or ``newer`` version of the message in focus, else of the last one
+        that has one.
+
+        Raises InvalidParameter where there is none.
+        """
         screen = self._screen
         focused, views = screen.focused, screen.query_one(Transcript).views
-        several = [view for view in views if view.place[1] > 1]
-        view = focused if isinstance(focused, MessageView) else next(reversed(several), None)
-        if view is None:
-            raise InvalidParameter("there is one version of each message", "Ctrl+R adds one")
+        asked = [focused] if isinstance(focused, MessageView) else views
+        fitting = [view for view in asked if view.has_version(which)]
+        if not fitting:
+            known = "earlier" if which == "older" else "later"
+            raise InvalidParameter(f"there is no {known} version")
+        view = fitting[-1]
         await self.wish(which, view.message)
         if focused is not None and focused is not view:
             focused.focus()  # who was writing goes on

@@ -346,7 +346,7 @@ class ChatScreen(Screen[None]):
             views[-1].focus()
 
     async def action_version(self, which: str) -> None:
-        """Show another version of the message in focus, or of the last one that has any."""
+        """Show another version of the message in focus, or of the last one that has one."""
         with self.app.telling():
             self.need_silence()
             await self.messages.turn(which)

@@ -86,6 +86,11 @@ class MessageView(Widget, can_focus=True):
         else:
             self.refresh(Region(0, same, self.size.width, len(self._strips) - same))
 
+    def has_version(self, which: str) -> bool:
+        """Whether there is an ``older`` or a ``newer`` version."""
+        number, count = self.place
+        return number > 1 if which == "older" else number < count
+
     def on_mount(self) -> None:
         """Follow the theme."""
         self.app.theme_changed_signal.subscribe(self, lambda _: self._forget())
@@ -141,9 +146,9 @@ class MessageView(Widget, can_focus=True):
         strip = [Segment(who, Style(bold=True)), Segment("  pinned" * message.pinned, dim)]
         if count > 1:
             strip.append(Segment(f"  version {number}/{count}", dim))
-        if number > 1:
+        if self.has_version("older"):
             strip.append(Segment(" · Alt+← earlier", dim + _click("ask('older')")))
-        if number < count:
+        if self.has_version("newer"):
             strip.append(Segment(" · Alt+→ later", dim + _click("ask('newer')")))
         return Strip(strip)
 
