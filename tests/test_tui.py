@@ -513,13 +513,19 @@ def test_the_status_is_of_the_model_that_is_loaded(home: Path, engine: ScriptedE
 
 
 def test_a_chat_is_exported(home: Path, engine: ScriptedEngine, tmp_path: Path) -> None:
-    file = tmp_path / "out.md"
+    file, taken = tmp_path / "out.md", tmp_path / "ou"
+    taken.touch()
 
     async def flow(screen: Screen) -> None:
         await screen.type("hello")
         await screen.shows("word2")
         await screen.press("ctrl+s", "enter", "x", "ctrl+u")
-        await screen.type(str(file))
+        await screen.type("~nobody.is.called.this/out.md")
+        await screen.shows("is not known", "Enter accepts")
+        await screen.press("ctrl+u")
+        await screen.type(str(taken))
+        await screen.shows("there already. choose another", "Enter accepts")
+        await screen.type("t.md")
         await screen.until(file.exists)
 
     use(home, engine, flow)

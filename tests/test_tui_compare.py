@@ -50,7 +50,7 @@ def test_two_sets_of_parameters_of_one_model(home: Path) -> None:
         await screen.press("ctrl+y")
         await screen.type("temperature=hot")
         await screen.shows("temperature must be a number")
-        await screen.press("ctrl+y")
+        await screen.press("ctrl+u")
         await screen.type("temp=0.5 top_k=3")
         await screen.shows("smol:latest · Q4_1 · temperature 0.5", "top_k 3")
 

@@ -57,13 +57,28 @@ def test_a_parameter_of_chat_model_and_everywhere_shows_which_wins(home: Path) -
         await screen.shows("► model        0.5")
         await screen.press("enter", "ctrl+u")
         await screen.type("hot")
-        await screen.shows("temperature must be a number")
+        await screen.shows("temperature must be a number", "Enter accepts")
+        await screen.press(*(3 * ["backspace"]), *"0.5", "enter")  # what is wrong is mended there
+        await screen.hides("Enter accepts")
 
     use(home, flow)
     place = paths.locate(home)
     assert load(place.config_file, {}).parameters == {"temperature": 0.75}
     model = Store(place).get(names.own("smol"))
     assert model.parameters == {"temperature": 0.5}
+
+
+def test_a_context_length_that_is_none_is_mended_where_it_was_typed(home: Path) -> None:
+    async def flow(screen: Screen) -> None:
+        await to(screen, "context length")
+        await screen.press("enter")
+        await screen.type("12x")
+        await screen.shows("the context length is a number", "Enter accepts")
+        await screen.press("backspace", "8", "enter")
+        await screen.hides("Enter accepts")
+        await screen.shows("► chat         128")
+
+    use(home, flow)
 
 
 def test_a_preset_brings_back_prompt_and_parameters(home: Path) -> None:

@@ -113,15 +113,12 @@ class ChatActions:
         """Ask for another title."""
         screen = self._screen
 
-        def renamed(title: str | None) -> None:
-            if title:
-                with screen.app.telling():
-                    screen.app.history.change(chat, title=title)
-                self.refresh()
+        def change(title: str) -> None:
+            screen.app.history.change(chat, title=title)
+            self.refresh()
 
-        screen.app.push_screen(
-            Ask("The title of the chat", screen.app.history.chat(chat).title), renamed
-        )
+        title = screen.app.history.chat(chat).title
+        screen.app.push_screen(Ask("The title of the chat", change, title))
 
     async def pin(self, chat: int) -> None:
         """Keep a chat at the top, or no longer."""
@@ -168,13 +165,11 @@ class ChatActions:
         screen, history = self._screen, self._screen.app.history
         words = re.sub(r"[^\w-]+", "-", history.chat(chat).title).strip("-").lower()
 
-        def write(name: str | None) -> None:
-            if name:
-                with screen.app.telling():
-                    self._write(chat, Path(name).expanduser())
+        def write(name: str) -> None:
+            self._write(chat, _path(name))
 
         question = "Write the chat to this file (.md to read, .json to import elsewhere)"
-        screen.app.push_screen(Ask(question, f"~/{words or 'chat'}.md"), write)
+        screen.app.push_screen(Ask(question, write, f"~/{words or 'chat'}.md"))
 
     def _write(self, chat: int, file: Path) -> None:
         history = self._screen.app.history
@@ -193,21 +188,25 @@ class ChatActions:
         """Ask for a file of exported chats."""
         screen = self._screen
 
-        def read(name: str | None) -> None:
-            if not name:
-                return
-            with screen.app.telling():
-                chats = export.from_json(screen.app.history, _bytes_of(Path(name).expanduser()))
-                for chat in chats[:1]:
-                    self._reveal(chat.id)
-                screen.notify(f"{len(chats)} imported; Ctrl+S shows all chats")
+        def read(name: str) -> None:
+            chats = export.from_json(screen.app.history, _bytes_of(_path(name)))
+            for chat in chats[:1]:
+                self._reveal(chat.id)
+            screen.notify(f"{len(chats)} imported; Ctrl+S shows all chats")
 
-        screen.app.push_screen(Ask("Import chats from this JSON file", "~/"), read)
+        screen.app.push_screen(Ask("Import chats from this JSON file", read, "~/"))
 
 
 def model_of(chat: Chat) -> tuple[str, int]:
     """Return with what a chat was held: the model, and the context length or 0."""
     return chat.model, chat.context_length
+
+
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # ~somebody whom this machine does not know
+        raise InvalidParameter(f"whose home {name} means is not known") from error
 
 
 def _bytes_of(file: Path) -> bytes:

@@ -135,17 +135,15 @@ class CompareScreen(Page[None]):
             return
         own = self._contestants[number].parameters
 
-        def given(text: str | None) -> None:
-            if text is not None:
-                with self.app.telling():
-                    changed = replace(self._contestants[number], parameters=_read(text))
-                    self._contestants[number] = changed
-                    self._show_titles()
+        def give(text: str) -> None:
+            changed = replace(self._contestants[number], parameters=_read(text))
+            self._contestants[number] = changed
+            self._show_titles()
 
         side = ("left", "right")[number]
         question = f"Parameters at the {side}, like temperature=0.2 top_k=10; - for none"
         value = " ".join(f"{name}={value}" for name, value in own.items())
-        self.app.push_screen(Ask(question, value), given)
+        self.app.push_screen(Ask(question, give, value))
 
     def action_back(self) -> None:
         """Stop the replies, or leave."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from rich.text import Text
@@ -10,20 +10,23 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.widgets import Input, Label, OptionList
+from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
+from localllama.errors import LocalLlamaError
+from localllama.harmless import printable
 from localllama.tui.page import Dialog
 
 
-class Ask(Dialog[str | None]):
-    """Asks for a text; None when the user leaves it."""
+class Ask(Dialog[None]):
+    """Asks for a text until ``take`` raises no LocalLlamaError, or the user leaves it."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss", "Cancel")]
 
-    def __init__(self, question: str, value: str = "") -> None:
+    def __init__(self, question: str, take: Callable[[str], None], value: str = "") -> None:
         super().__init__()
         self._question = question
+        self._take = take
         self._value = value
 
     def compose(self) -> ComposeResult:
@@ -31,12 +34,27 @@ class Ask(Dialog[str | None]):
         with Vertical(classes="dialog"):
             yield Label(self._question, markup=False)
             yield Input(self._value, id="answer")
+            yield Static(id="said", markup=False)
             yield Label("Enter accepts, Esc cancels", classes="note")
+
+    def say(self, text: str) -> None:
+        """Say something of what is written."""
+        said = self.query_one("#said", Static)
+        said.update(printable(text))
+        said.display = bool(text)
 
     @on(Input.Submitted)
     def _accept(self, event: Input.Submitted) -> None:
         event.stop()
-        self.dismiss(event.value.strip() or None)
+        if not self.is_active:
+            return
+        try:
+            if text := event.value.strip():
+                self._take(text)
+        except LocalLlamaError as error:
+            self.say(f"{error.message}. {error.hint}".strip())
+        else:
+            self.dismiss()
 
 
 class Choose(Dialog[str | None]):

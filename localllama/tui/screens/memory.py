@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import ClassVar
 
 from textual import on
-from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 from textual.message import Message
-from textual.widgets import Input, Label, Static
+from textual.widgets import Input
 
 from localllama.errors import LocalLlamaError
-from localllama.tui.page import Dialog
+from localllama.tui.screens.dialogs import Ask
 
 
 class CostFound(Message):
@@ -26,27 +22,18 @@ class CostFound(Message):
         self.text = text
 
 
-class Memory(Dialog[str | None]):
+class Memory(Ask):
     """``cost`` says what a value takes, in a thread; it raises LocalLlamaError."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]
-
-    def __init__(self, question: str, value: str, cost: Callable[[str], str]) -> None:
-        super().__init__()
-        self._question = question
-        self._value = value
+    def __init__(
+        self, question: str, take: Callable[[str], None], value: str, cost: Callable[[str], str]
+    ) -> None:
+        super().__init__(question, take, value)
         self._cost = cost
-
-    def compose(self) -> ComposeResult:
-        """Make the parts."""
-        with Vertical(classes="dialog"):
-            yield Label(self._question, markup=False)
-            yield Input(self._value, id="answer")
-            yield Static("...", id="cost", markup=False)
-            yield Label("Enter accepts, Esc cancels", classes="note")
 
     def on_mount(self) -> None:
         """Say what the present value takes."""
+        self.say("...")
         self._ask(self._value)
 
     @on(Input.Changed)
@@ -67,9 +54,4 @@ class Memory(Dialog[str | None]):
     def on_cost_found(self, event: CostFound) -> None:
         """Show it, unless something else was typed meanwhile."""
         if event.value == self.query_one("#answer", Input).value.strip():
-            self.query_one("#cost", Static).update(event.text)
-
-    @on(Input.Submitted)
-    def _accept(self, event: Input.Submitted) -> None:
-        event.stop()
-        self.dismiss(event.value.strip() or None)
+            self.say(event.text)

@@ -190,28 +190,28 @@ class SettingsScreen(Page[None]):
         value = "" if setting.origin == "default" else setting.value
         if setting.name == THEME:
             themes = [(name, name) for name in sorted(self.app.available_themes)]
-            self.app.push_screen(Choose("Which theme?", themes, self.app.theme), self._change)
+            self.app.push_screen(Choose("Which theme?", themes, self.app.theme), self._choose)
         elif setting.name in (CONTEXT, KV_TYPE):
             kinds = f"\nKnown: {', '.join(KV_TYPES)}" if setting.name == KV_TYPE else ""
-            self.app.push_screen(Memory(question + kinds, value, self._cost), self._change)
+            self.app.push_screen(Memory(question + kinds, self._change, value, self._cost))
         else:
-            self.app.push_screen(Ask(question, value), self._change)
+            self.app.push_screen(Ask(question, self._change, value))
 
-    def _change(self, text: str | None) -> None:
-        if text is not None and self._row is not None and self._settings is not None:
-            name = self._row.name
+    def _choose(self, name: str | None) -> None:
+        if name is not None:
             with self.app.telling():
-                self._settings.change(name, text, self._scope)
+                self._change(name)
+
+    def _change(self, text: str) -> None:
+        if self._row is not None and self._settings is not None:
+            self._settings.change(self._row.name, text, self._scope)
             self._show()
             self._plan()
 
     def action_unset(self) -> None:
         """Leave it to the next layer."""
-        if self._row is not None and self._settings is not None:
-            with self.app.telling():
-                self._settings.change(self._row.name, "", self._scope)
-            self._show()
-            self._plan()
+        with self.app.telling():
+            self._change("")
 
     def _cost(self, text: str) -> str:
         """Called in a thread: what a context length or a KV type takes."""
@@ -259,14 +259,11 @@ class SettingsScreen(Page[None]):
         if settings is None:
             return
 
-        def named(name: str | None) -> None:
-            if name is not None:
-                with self.app.telling():
-                    preset = Preset(settings.system, settings.own)
-                    presets.save(self._presets_file, name, preset)
-                    self.notify(f"saved as {name}", markup=False)
+        def save(name: str) -> None:
+            presets.save(self._presets_file, name, Preset(settings.system, settings.own))
+            self.notify(f"saved as {name}", markup=False)
 
-        self.app.push_screen(Ask("Save the chat's settings under which name?"), named)
+        self.app.push_screen(Ask("Save the chat's settings under which name?", save))
 
     def action_remove(self) -> None:
         """Forget a preset."""
