@@ -69,7 +69,7 @@ def installed(home: Path) -> set[str]:
 @pytest.mark.parametrize("size", [(80, 24), (200, 60)])
 def test_installed_and_catalog_are_listed_with_what_fits(home: Path, size: tuple[int, int]) -> None:
     async def flow(screen: Screen) -> None:
-        await screen.shows("NAME", "in the chat", "installed", "llama2:7b", "fits")
+        await screen.shows("NAME", "in the chat", "installed", "llama2:7b", "fits", "⏎ Chat/Pull")
         await screen.press("down", "down")
         await screen.shows("LICENCE" if size[0] > 80 else "smollm2:135m: Apache-2.0")
         await screen.press("slash")

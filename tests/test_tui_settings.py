@@ -46,7 +46,7 @@ async def to(screen: Screen, row: str) -> None:
 def test_a_parameter_of_chat_model_and_everywhere_shows_which_wins(home: Path) -> None:
     async def flow(screen: Screen) -> None:
         await to(screen, "temperature")
-        await screen.shows("► default")
+        await screen.shows("► default", "⏎ Change")
         for value in "0.25", "0.5", "0.75":  # the chat's, the model's, everywhere
             await screen.press("enter", "ctrl+u")
             await screen.type(value)

@@ -43,6 +43,12 @@ _WIDE = 130  # columns, from which the details stand beside the table
 _NARROW = 100  # columns, below which the line below the table has the licence
 
 
+class ModelsTable(DataTable[Text]):
+    """One row a model."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "Chat/Pull")]
+
+
 class ModelsScreen(Page[None]):
     """One row a model; keys act on the row under the cursor."""
 
@@ -77,7 +83,7 @@ class ModelsScreen(Page[None]):
         """Make the parts."""
         yield Input(placeholder="Type to filter; Enter searches Hugging Face", id="filter")
         with Horizontal(id="models-body"):
-            yield DataTable[Text](id="models", cursor_type="row", zebra_stripes=True)
+            yield ModelsTable(id="models", cursor_type="row", zebra_stripes=True)
             with VerticalScroll(id="details", classes="hidden"):
                 yield Static(id="details-text", markup=False)
         yield Static(id="models-note", markup=False)

@@ -39,6 +39,12 @@ _REST = 66  # columns that the others take at most
 _NARROW = 100  # columns, below which only the lines below the table say what a setting does
 
 
+class SettingsTable(DataTable[Text]):
+    """One row a setting."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "Change")]
+
+
 class SettingsScreen(Page[None]):
     """The tabs say for what a change is made."""
 
@@ -47,7 +53,6 @@ class SettingsScreen(Page[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "Back"),
         Binding("tab", "scope", "Chat/model/all", priority=True),
-        Binding("enter", "edit", "Change", show=False),
         Binding("delete,backspace", "unset", "Unset"),
         Binding("p", "preset", "Presets"),
         Binding("ctrl+s", "save", "Save as preset"),
@@ -62,7 +67,7 @@ class SettingsScreen(Page[None]):
     def compose(self) -> ComposeResult:
         """Make the parts."""
         yield Tabs(*(Tab(scope.value, id=scope.name) for scope in Scope), id="scopes")
-        yield DataTable[Text](id="settings", cursor_type="row", zebra_stripes=True)
+        yield SettingsTable(id="settings", cursor_type="row", zebra_stripes=True)
         yield Static(id="layers", markup=False)
         yield Keys()
 
@@ -175,13 +180,13 @@ class SettingsScreen(Page[None]):
     @on(DataTable.RowSelected)
     def _selected(self, event: DataTable.RowSelected) -> None:
         event.stop()
-        self.action_edit()
+        self._edit()
 
     def action_scope(self) -> None:
         """Make changes for something else."""
         self.query_one(Tabs).action_next_tab()
 
-    def action_edit(self) -> None:
+    def _edit(self) -> None:
         """Ask for another value."""
         setting = self._row
         if setting is None:
