@@ -138,7 +138,7 @@ class ChatActions:
             await screen.action_new()
         self.refresh()
         screen.query_one(ChatList).focus()  # where u brings it back
-        screen.notify(f"deleted: {title}. u in the list of chats brings it back", markup=False)
+        screen.notify(f"{title!r} is deleted; u brings it back", markup=False)
 
     async def undo(self) -> None:
         """Bring back what was deleted last, in an earlier session, too."""

@@ -65,6 +65,12 @@ class ChatList(OptionList):
         return _chat_of(option.id) if option else 0
 
 
+class Search(Input):
+    """The search field; Enter or the arrow down goes on to the list."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("down", "submit", "To the list")]
+
+
 class Sidebar(Vertical):
     """A search field and the list."""
 
@@ -85,7 +91,7 @@ class Sidebar(Vertical):
 
     def compose(self) -> ComposeResult:
         """Make the parts."""
-        yield Input(placeholder="Search all chats", id="search")
+        yield Search(placeholder="Search all chats", id="search")
         yield ChatList(id="chats", markup=False)
 
     @property
