@@ -576,7 +576,7 @@ def test_messages_are_copied_and_pinned(home: Path, engine: ScriptedEngine) -> N
         await screen.press("c")
         assert screen.app.clipboard == "ls -l"
         await screen.press("p")
-        await screen.shows("pinned", "1 pinned")
+        await screen.shows("1 pinned", "still goes to the model")
 
     use(home, engine, flow)
 

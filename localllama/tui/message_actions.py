@@ -97,6 +97,8 @@ class MessageActions:
         screen = self._screen
         assert screen.conversation is not None
         screen.conversation.pin(message.id, not message.pinned)
+        if not message.pinned:
+            screen.notify("pinned: it still goes to the model when older messages no longer do")
         await screen.show()
         screen.go_to(message.id)
 
