@@ -203,6 +203,18 @@ def test_what_is_left_out_of_the_context_is_said_where_it_happens(home: Path) ->
     use(home, ScriptedEngine(39), flow)
 
 
+def test_a_message_that_is_too_long_for_the_context_is_shortened(home: Path) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.type("word " * 50)
+        await screen.shows("edit it (Ctrl+T, e), or choose a longer context (F3)")
+        await screen.press("ctrl+t", "e", "f7")
+        await screen.type("short")
+        await screen.shows("word0 word1 word2")
+        await screen.hides("longer context")
+
+    use(home, ScriptedEngine(39), flow)
+
+
 def test_a_file_and_a_large_paste_are_attached(
     home: Path, engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

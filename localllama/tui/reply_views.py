@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from textual.widgets import Static
 
 from localllama.chat.conversation import Conversation
-from localllama.errors import WorkerDied
+from localllama.errors import ContextFull, LocalLlamaError, WorkerDied
 from localllama.tui.messages import ReplyChanged
 from localllama.tui.replies import Reply
 from localllama.tui.widgets.message import MessageView
@@ -23,6 +23,7 @@ _FRAME_SECONDS = 1 / 30
 _DRAWING_SHARE = 0.05
 _LONGEST_FRAME_SECONDS = 0.2
 _GOOD_BYE_SECONDS = 3.0
+_TOO_LONG = "edit it (Ctrl+T, e), or choose a longer context (F3)"
 
 
 class ReplyViews:
@@ -141,5 +142,11 @@ class ReplyViews:
         else:
             await view.remove()
         if reply.error is not None:
-            trouble = f"{reply.error.message}. {reply.error.hint}\nCtrl+R tries again."
+            trouble = _trouble(reply.error)
             await self._transcript.mount(Static(trouble, classes="trouble", markup=False))
+
+
+def _trouble(error: LocalLlamaError) -> str:
+    # The engine's own hint is a flag of the command line.
+    hint = _TOO_LONG if isinstance(error, ContextFull) else error.hint
+    return f"{error.message}. {hint}\nCtrl+R tries again."
