@@ -65,8 +65,7 @@ def test_the_first_chat_takes_two_keys_and_is_found_and_exported(
         terminal.expect("x Export")
         terminal.press("x")
         terminal.expect("Write the chat to this file")
-        terminal.press("C-u")
-        terminal.type(str(tmp_path / "chat.md"))
+        terminal.type(str(tmp_path / "chat.md"))  # instead of the name that is proposed
         terminal.expect("written to")
         terminal.press("C-q")
         terminal.expect(rf"{re.escape(PROMPT)}\s*$")
