@@ -461,7 +461,7 @@ def test_the_app_chats_with_it_and_marks_it(home: Path, desktop: Endpoint) -> No
     desktop.listing = {"data": [{"id": "big"}, {"id": "small"}]}
 
     async def flow(screen: Screen) -> None:
-        await screen.shows("smol Q4_1")
+        await screen.shows("smol:latest Q4_1")
         await screen.press("f2")
         await screen.shows("@desktop/big", "@desktop/small", "endpoint", "not local")
         await screen.press("slash")
@@ -476,7 +476,7 @@ def test_the_app_chats_with_it_and_marks_it(home: Path, desktop: Endpoint) -> No
         await screen.press("f3")
         await screen.shows("not applicable")
         await screen.press("f3", "f5")
-        await screen.shows("@desktop/big · not local", "smol · Q4_1")
+        await screen.shows("@desktop/big · not local", "smol:latest · Q4_1")
 
     use(home, configured(desktop.url), flow)
     with History(home / "chats.db") as history:

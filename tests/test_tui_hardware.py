@@ -94,7 +94,7 @@ def test_a_loaded_model_is_shown_and_unloaded(home: Path, tmp_path: Path) -> Non
             await screen.shows("this app")
             await screen.press("u")
             await screen.shows("Unload tiny?", "next message loads it again")
-            await screen.hides("other")
+            await screen.hides("1 other")
             await screen.press("y")
             await screen.shows("no model is loaded")
             engine.close()
