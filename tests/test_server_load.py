@@ -56,6 +56,14 @@ def begin(server: Server, *, raw_prompt: str = "1, 2, 3,") -> socket.socket:
     return sock
 
 
+def under_way(server: Server) -> socket.socket:
+    """Return the connection of the only long reply, once the model gives it."""
+    ask(server)
+    sock = begin(server)
+    wait_until(lambda: server.replies_under_way == 1)
+    return sock
+
+
 def test_ten_first_requests_load_the_model_once(server: Server) -> None:
     with ThreadPoolExecutor(10) as threads:
         replies = list(threads.map(lambda _: ask(server), range(10)))
@@ -143,9 +151,7 @@ def test_an_end_lets_replies_finish(home: Path) -> None:
 
 def test_an_end_does_not_wait_for_ever(home: Path) -> None:
     with servers.served(home, "--grace", "1") as server:
-        ask(server)
-        sock = begin(server)
-        wait_until(lambda: server.replies_under_way == 1)
+        sock = under_way(server)
         server.process.send_signal(signal.SIGINT)
         with sock, sock.makefile("rb") as file:
             assert b"the server was stopped" in file.read()
@@ -155,9 +161,7 @@ def test_an_end_does_not_wait_for_ever(home: Path) -> None:
 
 def test_a_second_interrupt_ends_replies_at_once(home: Path) -> None:
     with servers.served(home, "--grace", "600") as server:
-        ask(server)
-        sock = begin(server)
-        wait_until(lambda: server.replies_under_way == 1)
+        sock = under_way(server)
         server.process.send_signal(signal.SIGINT)
         wait_until(lambda: "1 running have 600 s" in server.log.read_text())
         server.process.send_signal(signal.SIGINT)

@@ -94,9 +94,8 @@ def run_command(
     """
     app = App.start()
     settings = {name: value for name, value in request.items() if value is not None}
-    sampling.resolve(
-        [(sampling.REQUEST, settings)]
-    )  # a wrong value is told before anything is loaded
+    asked = (sampling.REQUEST, settings)
+    sampling.resolve([asked])  # a wrong value is told before anything is loaded
     bound = bound_by(form)
     seconds = None if keep_alive is None else _seconds(keep_alive)
     text = _question(prompt)
@@ -137,9 +136,7 @@ def run_command(
             policy=policy,
         )
         return repl.talk(installed, system, chat)
-    resolved = sampling.resolve(
-        [(sampling.REQUEST, settings), *parameter_layers(installed, app.config)]
-    )
+    resolved = sampling.resolve([asked, *parameter_layers(installed, app.config)])
     with opened(app, installed, want, tell=verbose) as engine:
         session = begin(engine, installed, system, policy)
         chosen = msgspec.structs.replace(resolved.sampling, **bound)

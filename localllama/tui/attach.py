@@ -7,6 +7,7 @@ from pathlib import Path
 
 from localllama.chat.records import Attachment
 from localllama.errors import InvalidParameter
+from localllama.tui import file_names
 from localllama.tui.widgets.composer import Completion
 
 _NAMED = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|(\S+))')
@@ -42,14 +43,11 @@ def completions(text: str, folder: Path) -> list[Completion]:
         return []
     written = begun[1] or begun[2] or ""
     above, name = written[: written.rfind("/") + 1], written[written.rfind("/") + 1 :]
-    try:
-        fitting = sorted(
-            (path.name, path.is_dir())
-            for path in _path(above, folder).iterdir()
-            if _begins(path.name, name) and (path.is_dir() or path.is_file())
-        )
-    except OSError:  # no such folder, or not ours to read
-        return []
+    fitting = sorted(
+        (path.name, path.is_dir())
+        for path in file_names.beginning(_path(above, folder), name)
+        if path.is_dir() or path.is_file()
+    )
     return [_completion(begun[0], above + name, is_folder) for name, is_folder in fitting]
 
 
@@ -65,11 +63,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a word may be longer than a name can be
         return False
-
-
-def _begins(name: str, written: str) -> bool:
-    hidden = name.startswith(".") and not written
-    return name.startswith(written) and not hidden
 
 
 def _completion(typed: str, path: str, is_folder: bool) -> Completion:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from localllama.engine import sampling
 from localllama.errors import InvalidParameter
-from localllama.tui.screens import take_in
+from localllama.tui import file_names
 from localllama.tui.settings import CONTEXT, Scope, Settings
 from localllama.tui.widgets.composer import Completion
 from localllama.tui.widgets.keys import Help, Section
@@ -90,7 +90,7 @@ class Commands:
             for model in self._screen.app.known_models():
                 yield f"{_LOAD}{model.name}", model.variant
             path = text.removeprefix(_LOAD)
-            for name in take_in.completions(path):
+            for name in file_names.ggufs(path):
                 yield f"{_LOAD}{path[: path.rfind('/') + 1]}{name}", "on this machine"
 
     async def _set(self, text: str) -> None:
@@ -128,10 +128,9 @@ class Commands:
 
     async def _load(self, text: str) -> None:
         app = self._screen.app
-        for name in (text, f"{text}:latest"):
-            if (found := app.known_model(name)) is not None:
-                app.load(found)
-                return
+        if (found := app.known_model(text)) is not None:
+            app.load(found)
+            return
         if text.lower().endswith(".gguf"):
             self._screen.awaited = app.take_in(text)
             return

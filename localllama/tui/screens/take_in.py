@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
@@ -17,6 +16,7 @@ from textual.widgets import Input, Label, Static
 from localllama import pull
 from localllama.errors import LocalLlamaError
 from localllama.harmless import printable
+from localllama.tui.file_names import ggufs
 from localllama.tui.page import Dialog
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class TakeIn(Dialog[None]):
 
     @work(exclusive=True)
     async def _list(self, path: str) -> None:
-        names = await asyncio.to_thread(completions, path)
+        names = await asyncio.to_thread(ggufs, path)
         more = [f"and {len(names) - _MOST} more"] if len(names) > _MOST else []
         self._say("\n".join([*names[:_MOST], *more]))
 
@@ -104,20 +104,5 @@ class FileNames(Suggester):
 
     async def get_suggestion(self, value: str) -> str | None:
         """Return the path in full."""
-        found = await asyncio.to_thread(completions, value)
+        found = await asyncio.to_thread(ggufs, value)
         return value[: -len(os.path.split(value)[1]) or None] + found[0] if found else None
-
-
-def completions(path: str) -> list[str]:
-    """Return what the last part of a path may become: folders, ending in a slash, and GGUFs."""
-    folder, begin = os.path.split(path)
-    try:
-        return sorted(
-            entry.name + (os.sep if entry.is_dir() else "")
-            for entry in Path(folder).expanduser().iterdir()
-            if entry.name.startswith(begin)
-            and entry.name.startswith(".") == begin.startswith(".")
-            and (entry.suffix.lower() == ".gguf" or entry.is_dir())
-        )
-    except (OSError, RuntimeError):  # RuntimeError: no such ~user
-        return []
