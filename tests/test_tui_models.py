@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from localllama import paths
+from localllama.catalog import Catalog
 from localllama.config import Config, Network, load
 from localllama.download import partial
-from localllama.store import Store
+from localllama.store import Installed, Store, StoredFile
+from localllama.tui.listing import rows
+from localllama.tui.pulls import Pull
 from tests.support.app import Screen, running
 from tests.support.engines import ScriptedEngine
 from tests.support.gguf_maker import write_tiny_llama
@@ -256,6 +259,15 @@ def test_a_file_is_taken_in_under_a_name(home: Path, tiny: Path) -> None:
     use(home, flow)
     assert "mine:latest" in installed(home)
     assert tiny.exists()
+
+
+def test_a_file_that_has_just_been_taken_in_is_listed_once(home: Path) -> None:
+    store = Store(paths.locate(home))
+    model = Installed("mine:latest", (StoredFile("x.gguf", "sha256:" + "0" * 64, 1),))
+    coming = Pull(model.name, "", Catalog({}), store, Network(), lambda pull: None, file=model)
+    assert coming.open
+    assert [row.coming for row in rows([], Catalog({}), [], [coming])] == [model]
+    assert [row.installed for row in rows([model], Catalog({}), [], [coming])] == [model]
 
 
 def test_a_file_on_its_way_can_be_cancelled(home: Path, tiny: Path) -> None:

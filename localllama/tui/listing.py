@@ -69,13 +69,14 @@ def rows(
     pulls: Iterable[Pull] = (),
 ) -> list[Row]:
     """Return the installed models, files that come, then the catalog's others and the hub's."""
-    here = [_of_installed(model) for model in installed]
-    here += [_of_file(each.name, each.file) for each in pulls if each.file and each.open]
-    taken = {row.name for row in here}
+    here = {model.name: _of_installed(model) for model in installed}
+    for each in pulls:
+        if each.file and each.open:  # it may be installed, and not say so yet
+            here.setdefault(each.name, _of_file(each.name, each.file))
     entries = [_of_entry(entry) for entry in known.entries()]
-    others = [row for row in entries if _installed_name(row.name, known) not in taken]
+    others = [row for row in entries if _installed_name(row.name, known) not in here]
     hub = [_of_found(item) for item in found]
-    return [*here, *others, *(row for row in hub if row.name not in taken)]
+    return [*here.values(), *others, *(row for row in hub if row.name not in here)]
 
 
 def ordered(rows: Sequence[Row], column: int, fits: Callable[[Row], str]) -> list[Row]:
