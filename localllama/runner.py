@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -282,7 +281,7 @@ class Runner:
 
     def _learned(self, architecture: str) -> dict[str, float]:
         """What earlier loads by this build taught of compute buffers, by kind of device."""
-        build = version("llama-cpp-python")
+        build = _build()
         return plan.ratios(plan.loads(self.paths.loads_file), architecture, build)
 
     def _keep_alive(self, want: Want) -> float:
@@ -359,7 +358,7 @@ class Runner:
 
     def _learn(self, engine: Engine) -> None:
         """Keep what the load really took, for later plans."""
-        label, build = engine.record.label, version("llama-cpp-python")
+        label, build = engine.record.label, _build()
         known = self._learned(label.architecture)
         took = {held.device: held for held in engine.ready.devices}
         # Of a mapped file, llama.cpp tells the pages from the first to the last tensor.
@@ -486,6 +485,12 @@ def _identity(model: Installed) -> str:
         for file in model.weights
     ]
     return hashlib.sha256(msgspec.json.encode(files)).hexdigest()
+
+
+def _build() -> str:
+    from importlib.metadata import version  # it imports a mail parser; the app is to start at once
+
+    return version("llama-cpp-python")
 
 
 def _version(path: str) -> tuple[int, int]:

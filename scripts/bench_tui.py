@@ -46,6 +46,7 @@ _BODY = (
     + "\n\n- one\n- two\n\n```python\nfor i in range(3):\n    print(i)\n```\n"
 )
 _COMMAND = (sys.executable, "-m", "localllama")
+_COMPOSER = rb"rite a message"  # the cursor blinks on its first letter
 
 
 class _Terminal:
@@ -96,9 +97,9 @@ def start_seconds(env: dict[str, str]) -> float:
     """Return how long the app takes from its start to a composer that shows what is typed."""
     begun = monotonic()
     with _Terminal(env) as terminal:
-        terminal.wait_for(b"Write a message")
+        terminal.wait_for(_COMPOSER)
         terminal.type("z")
-        terminal.wait_for(rb"Write a message(?s:.)*z")
+        terminal.wait_for(_COMPOSER + rb"(?s:.)*z")
         seconds = monotonic() - begun
         terminal.leave()
     return seconds
@@ -117,7 +118,7 @@ def decode_rate_headless(model: str, env: dict[str, str]) -> float:
 def decode_rate_in_app(env: dict[str, str], file: Path) -> float:
     """Return the tokens per second of a reply that the app draws."""
     with _Terminal(env) as terminal:
-        terminal.wait_for(b"Write a message")
+        terminal.wait_for(_COMPOSER)
         terminal.type(_PROMPT + "\r")
         terminal.wait_for(b"cut at")
         terminal.leave()

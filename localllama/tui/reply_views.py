@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import monotonic, thread_time
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _FRAME_SECONDS = 1 / 30
 # About so much of the time goes into drawing a reply: on a small machine the model decodes on all
 # cores and waits meanwhile. But it is drawn so often at least.
-_DRAWING_SHARE = 0.05
+_DRAWING_SHARE = 0.03
 _LONGEST_FRAME_SECONDS = 0.2
 _GOOD_BYE_SECONDS = 3.0
 _TOO_LONG = "edit it (Ctrl+T, e), or choose a longer context (F3)"
@@ -94,7 +95,7 @@ class ReplyViews:
         """Draw what there is of a reply, but neither too often nor for too long."""
         wait = self._drawn_at + self._frame_seconds() - monotonic()
         if wait > 0 and not reply.over:
-            self._screen.set_timer(wait, lambda: self._draw(reply))
+            self._screen.set_timer(wait, partial(self._draw, reply))
         else:
             await self._draw(reply)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.segment import Segment
 from rich.style import Style
@@ -17,7 +17,9 @@ from textual.widget import Widget
 
 from localllama.chat.records import FAILED, StoredMessage
 from localllama.harmless import printable
-from localllama.tui.markdown import Lines, plain
+
+if TYPE_CHECKING:
+    from localllama.tui.markdown import Lines
 
 _ENDINGS = {
     "length": "cut at max_tokens",
@@ -25,6 +27,9 @@ _ENDINGS = {
     "cancelled": "stopped",
     FAILED: "broken off",
 }
+# A reply that is coming takes so many lines at once: only then does all above it move, which costs
+# many times what one more line does.
+_GROWTH = 6
 
 
 class MessageView(Widget, can_focus=True):
@@ -67,7 +72,7 @@ class MessageView(Widget, can_focus=True):
         self.place = place
         self.live = live  # the reply is still coming
         self._unfolded = False
-        self._text = Lines()
+        self._text = _lines()
         self._strips: list[Strip] = []
         self._made_for: tuple[int, bool] | None = None
 
@@ -79,12 +84,13 @@ class MessageView(Widget, can_focus=True):
             self._made_for = None
             self.refresh(layout=True)
             return
-        before = len(self._strips)
+        lines, height = len(self._strips), self._height
         same = self._make(*self._made_for)
-        if len(self._strips) != before:
+        if self._height != height:
             self.refresh(layout=True)
         else:
-            self.refresh(Region(0, same, self.size.width, len(self._strips) - same))
+            lines = max(lines, len(self._strips))
+            self.refresh(Region(0, same, self.size.width, lines - same))
 
     def has_version(self, which: str) -> bool:
         """Whether there is an ``older`` or a ``newer`` version."""
@@ -106,7 +112,12 @@ class MessageView(Widget, can_focus=True):
         made_for = (width, self.app.current_theme.dark)
         if made_for != self._made_for:
             self._make(*made_for)
-        return len(self._strips)
+        return self._height
+
+    @property
+    def _height(self) -> int:
+        lines = len(self._strips)
+        return lines + -lines % _GROWTH if self.live else lines
 
     def render_line(self, y: int) -> Strip:
         """Return one line."""
@@ -129,13 +140,13 @@ class MessageView(Widget, can_focus=True):
         above = [self._head(), *self._attached(), *self._thinking(width, dark)]
         content = printable(message.content)
         if message.role == "user":
-            body, same = plain(content, width, dark=dark), 0
+            body = _plain(content, width, dark=dark)
         else:
-            same = self._text.show(content.lstrip("\n"), width, dark=dark)
+            self._text.show(content.lstrip("\n"), width, dark=dark)
             body = self._text.strips
         self._strips = [*above, *body, *self._foot()]
         self._made_for = (width, dark)
-        return len(above) + same if len(above) + same <= len(before) else 0
+        return _common(before, self._strips)
 
     def _head(self) -> Strip:
         message, (number, count) = self.message, self.place
@@ -169,7 +180,7 @@ class MessageView(Widget, can_focus=True):
         head = Strip([Segment(f"{mark} thought in {words} words{over}  (t)", fold)])
         if not self._unfolded:
             return [head]
-        lines = plain(thought, max(1, width - 2), dark=dark, style="dim")
+        lines = _plain(thought, max(1, width - 2), dark=dark, style="dim")
         return [
             head,
             *(Strip([Segment("│ ", Style(dim=True)), *line]) for line in lines),
@@ -229,8 +240,29 @@ def estimate(text: str) -> int:
     return max(1, len(text.encode()) // 4) if text else 0
 
 
+# What draws Markdown is an eighth of the app's imports, and an empty chat has none.
+
+
+def _lines() -> Lines:
+    from localllama.tui.markdown import Lines
+
+    return Lines()
+
+
+def _plain(text: str, width: int, *, dark: bool, style: str = "") -> list[Strip]:
+    from localllama.tui.markdown import plain
+
+    return plain(text, width, dark=dark, style=style)
+
+
 def _click(action: str) -> Style:
     return Style.from_meta({"@click": action})
+
+
+def _common(before: list[Strip], now: list[Strip]) -> int:
+    """Return how many lines at the beginning are the same."""
+    pairs = enumerate(zip(before, now, strict=False))
+    return next((i for i, (old, new) in pairs if old != new), min(len(before), len(now)))
 
 
 def _highlighted(strip: Strip, start: int, end: int, style: Style) -> Strip:
