@@ -176,6 +176,17 @@ def test_a_long_chat_can_be_copied_and_purged(history: History) -> None:
     assert len(history.branch(copy.id)) == 1100
 
 
+def test_a_draft_is_kept_until_somebody_takes_it(history: History) -> None:
+    files = (Attachment("list.txt", "eggs"), Attachment("more.txt", "milk"))
+    history.keep_draft("What is", files)
+    history.keep_draft("What is in it?", files)
+    assert history.take_draft() == ("What is in it?", files)
+    assert history.take_draft() == ("", ())
+    history.keep_draft("never mind")
+    history.keep_draft(" \n")
+    assert history.take_draft() == ("", ())
+
+
 def test_nothing_of_a_history_in_memory_reaches_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +361,18 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
         History(file)
     assert "move" in caught.value.hint
     assert file.read_bytes().startswith(b"no database")
+
+
+def test_an_older_history_is_upgraded(tmp_path: Path) -> None:
+    file = tmp_path / "chats.db"
+    with History(file) as history:
+        chat = filled(history, "Hello")
+    db = sqlite3.connect(file)
+    db.executescript("DROP TABLE drafts; PRAGMA user_version=1")  # the first version
+    db.close()
+    with History(file) as history:
+        history.keep_draft("words")
+        assert [message.content for message in history.branch(chat.id)] == ["Hello"]
 
 
 def test_a_newer_history_is_not_touched(tmp_path: Path) -> None:

@@ -252,6 +252,21 @@ def test_backspace_before_the_text_takes_an_attachment_away(
     assert "milk" not in sent
 
 
+def test_a_command_leaves_what_is_attached_for_the_next_message(
+    home: Path, engine: ScriptedEngine
+) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.paste("eggs\n" * 100)
+        await screen.type("/set parameter top_k 5")
+        await screen.shows("top_k", "+ pasted-1.txt")
+        await screen.type("what is in it?")
+        await screen.shows("word2")
+
+    use(home, engine, flow)
+    assert [len(messages) for messages in engine.sent] == [1]
+    assert "eggs" in engine.sent[0][0].content
+
+
 def test_a_named_file_stays_one_when_its_message_is_edited(
     home: Path, engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,22 @@ def test_the_first_chat_takes_two_keys_and_is_found_and_exported(
         terminal.expect(rf"{re.escape(PROMPT)}\s*$")
     assert [chat["title"] for chat in cli.data("history", "list")["chats"]] == ["Hello lighthouse"]
     assert "Hello lighthouse" in (tmp_path / "chat.md").read_text()
+
+
+@pytest.mark.parametrize("controlling", [True, False], ids=["told", "untold"])
+def test_a_terminal_that_goes_leaves_what_was_written(
+    home: Path, smollm2: Path, controlling: bool
+) -> None:
+    assert cli.run("pull", str(smollm2), "--as", "smol").returncode == 0
+    with Terminal([*cli.COMMAND], dict(os.environ), controlling=controlling) as terminal:
+        terminal.expect("rite a message")
+        terminal.press("What was I")
+        terminal.expect("What was I")
+        assert terminal.close() == 128 + signal.SIGHUP
+    with Terminal([*cli.COMMAND], dict(os.environ)) as terminal:
+        terminal.expect("What was I")
+        terminal.press(" saying?")
+        terminal.expect("saying?")
 
 
 def test_ctrl_z_gives_the_shell_back_and_fg_the_chat(

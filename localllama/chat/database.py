@@ -62,6 +62,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )""",
         "CREATE INDEX attachments_of_message ON attachments (message)",
     ),
+    ("CREATE TABLE drafts (text TEXT NOT NULL, attachments TEXT NOT NULL)",),
 )
 
 # The full-text index is no part of the versions: a Python without FTS5 does without it, and where

@@ -235,6 +235,24 @@ class History:
             )
             return [row["content"] for row in rows][::-1]
 
+    # what is not sent
+
+    def keep_draft(self, text: str, attachments: Sequence[Attachment] = ()) -> None:
+        """Keep what was written and not sent, in the place of an earlier draft."""
+        with self._writing() as db:
+            db.execute("DELETE FROM drafts")
+            if text.strip() or attachments:
+                files = msgspec.json.encode(attachments).decode()
+                _insert(db, "drafts", text=text, attachments=files)
+
+    def take_draft(self) -> tuple[str, tuple[Attachment, ...]]:
+        """Return the draft, which is then no longer kept: only one app goes on with it."""
+        with self._writing() as db:
+            if (row := db.execute("SELECT * FROM drafts").fetchone()) is None:
+                return "", ()
+            db.execute("DELETE FROM drafts")
+        return row["text"], msgspec.json.decode(row["attachments"], type=tuple[Attachment, ...])
+
     # searching
 
     def search(self, text: str, limit: int = 50) -> list[Hit]:

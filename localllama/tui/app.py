@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -39,6 +41,7 @@ from localllama.tui.screens.chat import ChatScreen
 from localllama.tui.widgets.keys import Help, actions, sections
 
 _GOOD_BYE_SECONDS = 2.0
+_LOOK_SECONDS = 1.0
 _IDLE_SECONDS = 4.0  # without a key or the mouse: who reads on or thinks waits for nothing
 
 _DONE_HERE = ("Keys", "Quit")  # commands of Textual that are among the app's own
@@ -86,6 +89,8 @@ class LocalLlamaApp(App[None]):
 
     async def on_mount(self) -> None:
         """Show the chat, and load a model behind it."""
+        if not self.is_headless:
+            self._leave_with_the_terminal()
         with self.telling():
             self.history.purge_old()
         if self.config.tui.theme in self.available_themes:
@@ -93,10 +98,28 @@ class LocalLlamaApp(App[None]):
         self.theme_changed_signal.subscribe(self, self._keep_theme)
         self.push_screen("chat")
         self.elsewhere.look()
+        self.call_after_refresh(self.run_worker, _prepare, thread=True)
         if (model := self._first_model()) is not None:
             self.load(model)
         elif not self.config.endpoints:
             self._welcome()
+
+    def _leave_with_the_terminal(self) -> None:
+        """Save everything also when somebody ends the app or closes its terminal."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.call_later, self.action_quit)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+        # A terminal that is not the controlling one goes without a signal.
+        self.set_interval(_LOOK_SECONDS, self._look_for_the_terminal)
+
+    def _look_for_the_terminal(self) -> None:
+        if sys.__stdin__ is not None and not os.isatty(sys.__stdin__.fileno()):
+            self._hung_up()
+
+    def _hung_up(self) -> None:
+        self._save_all()
+        self.history.close()
+        os._exit(128 + signal.SIGHUP)  # Textual would wait for what it writes to be taken
 
     def _first_model(self) -> Installed | None:
         """The model of the latest chat, else the configured one, else the latest installed."""
@@ -325,10 +348,18 @@ class LocalLlamaApp(App[None]):
 
     async def action_quit(self) -> None:
         """Save everything and leave."""
+        self._save_all()
+        self.exit()
+
+    def _save_all(self) -> None:
         for screen in self.screen_stack:
             if isinstance(screen, ChatScreen):
                 screen.leave()
         self.pulls.leave(_GOOD_BYE_SECONDS)
         if (engine := self.models.leave()) is not None:
             engine.close()
-        self.exit()
+
+
+def _prepare() -> None:
+    """Import what the first message needs, behind the first screen."""
+    import localllama.tui.markdown  # noqa: F401

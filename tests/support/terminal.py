@@ -19,9 +19,14 @@ _LOOK_SECONDS = 0.01  # between two looks at a condition
 
 
 class Terminal:
-    """Runs a command on a terminal of 100 columns; use it as a context manager."""
+    """Runs a command on a terminal of 100 columns; use it as a context manager.
 
-    def __init__(self, command: Sequence[str], env: dict[str, str]) -> None:
+    The terminal is the controlling one, whose keys and end send signals, unless told otherwise.
+    """
+
+    def __init__(
+        self, command: Sequence[str], env: dict[str, str], *, controlling: bool = True
+    ) -> None:
         self._ours, theirs = pty.openpty()
         ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
         self._shown = ""
@@ -32,17 +37,24 @@ class Terminal:
             stderr=theirs,
             env={**env, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
             start_new_session=True,
-            # The terminal becomes the controlling one, so that Ctrl-C in it is a signal.
-            preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=(lambda: ioctl(0, termios.TIOCSCTTY, 0)) if controlling else None,
         )
         os.close(theirs)
+        self._is_open = True
 
     def __enter__(self) -> Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        if self._is_open:
+            os.close(self._ours)
+
+    def close(self) -> int:
+        """Take the terminal away, wait until the process ends and return its exit code."""
         os.close(self._ours)
+        self._is_open = False
+        return self._process.wait(_PATIENCE_SECONDS)
 
     def kill(self) -> None:
         """End the process with SIGKILL, unless it has ended."""

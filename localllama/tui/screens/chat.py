@@ -98,7 +98,10 @@ class ChatScreen(Screen[None]):
 
     async def on_mount(self) -> None:
         """Begin with a new chat."""
-        self.query_one(Composer).past = self.app.history.questions()
+        composer = self.query_one(Composer)
+        composer.past = self.app.history.questions()
+        with self.app.telling():
+            composer.write(*self.app.history.take_draft())
         self.titles = Titles(self.app.history, self._named)
         self.set_interval(_LOOK_SECONDS, self._look)
         self.chats.refresh()
@@ -178,7 +181,8 @@ class ChatScreen(Screen[None]):
     async def _sent(self, event: Composer.Sent) -> None:
         event.stop()
         try:
-            if event.text.lstrip().startswith("/") and not event.attachments:
+            if event.text.lstrip().startswith("/"):
+                self.query_one(Composer).write("", event.attachments)  # for the next message
                 await self.commands.run(event.text.strip())
                 return
             missing = event.text == self._refused
@@ -239,7 +243,11 @@ class ChatScreen(Screen[None]):
         return bool(self.replies)
 
     def leave(self) -> None:
-        """Stop all replies and wait a little until they are saved."""
+        """Keep what is not sent, stop all replies and wait a little until they are saved."""
+        composer = self.query_one(Composer)
+        if self.editing is None:
+            with self.app.telling():
+                self.app.history.keep_draft(composer.text, composer.attachments)
         self.titles.stop()
         self.replies.leave()
 

@@ -112,6 +112,11 @@ class Composer(TextArea):
         self._at: int | None = None  # in ``past``
         self._draft = ""
 
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """What goes with the text."""
+        return self._attachments
+
     def action_send(self) -> None:
         """Send what is written."""
         text = self.text
