@@ -22,7 +22,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from time import monotonic, sleep
+from time import monotonic
 
 import msgspec
 from textual.events import Key
@@ -56,6 +56,7 @@ class _Terminal:
     def __init__(self, env: dict[str, str]) -> None:
         self._ours, theirs = pty.openpty()
         self.shown = b""
+        self._more = threading.Event()
         self.process = subprocess.Popen(
             _COMMAND, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True
         )
@@ -79,15 +80,17 @@ class _Terminal:
         try:
             while data := os.read(self._ours, 65536):
                 self.shown += data
+                self._more.set()
         except OSError:  # the other side has closed
-            return
+            self._more.set()
 
     def wait_for(self, pattern: bytes) -> None:
         """Wait until the pattern was shown."""
         while not re.search(pattern, self.shown):
             if self.process.poll() is not None:
                 raise SystemExit("the app has ended")
-            sleep(0.002)
+            self._more.wait()  # without looking in between: the model needs the processor
+            self._more.clear()
 
     def type(self, text: str) -> None:
         """Press keys."""

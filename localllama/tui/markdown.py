@@ -186,6 +186,7 @@ def _console(dark: bool) -> Console:
     )
     return Console(
         width=80,
+        height=25,  # or it asks the terminal, each time
         force_terminal=True,
         color_system="truecolor",
         legacy_windows=False,

@@ -35,6 +35,7 @@ class ReplyViews:
         self._replies: dict[int, Reply] = {}
         self._views: dict[int, MessageView] = {}  # where their chat is shown
         self._drawn_at = self._drawn_time = 0.0  # by the clock, and in time of this thread
+        self._frame_cost = 0.0  # seconds of this thread from one drawing to the next
 
     def __len__(self) -> int:
         return len(self._replies)
@@ -100,12 +101,13 @@ class ReplyViews:
             await self._draw(reply)
 
     def _frame_seconds(self) -> float:
-        """Return how long what was drawn last stays, by what it has cost, its layout included."""
-        cost = thread_time() - self._drawn_time
-        return min(max(_FRAME_SECONDS, cost / _DRAWING_SHARE), _LONGEST_FRAME_SECONDS)
+        """Return how long what was drawn last stays, by what drawing has cost of late."""
+        cost = self._frame_cost / _DRAWING_SHARE
+        return min(max(_FRAME_SECONDS, cost), _LONGEST_FRAME_SECONDS)
 
     async def _draw(self, reply: Reply) -> None:
-        self._drawn_at, self._drawn_time = monotonic(), thread_time()
+        before, self._drawn_time = self._drawn_time, thread_time()
+        self._drawn_at, self._frame_cost = monotonic(), self._drawn_time - before
         reply.told = False  # what comes from here on is told again
         view = self._views.get(reply.conversation.chat.id)
         if view is not None and reply.truncated is not None and not reply.truncation_shown:
@@ -116,7 +118,8 @@ class ReplyViews:
                 await self._ended(reply)
         elif view is not None:
             view.show(reply.message, live=True)
-        self._screen.update_status()
+        if reply.over or not reply.message.content:
+            self._screen.update_status()  # in between it is looked after twice a second
 
     async def _ended(self, reply: Reply) -> None:
         screen, chat = self._screen, reply.conversation.chat.id

@@ -36,7 +36,7 @@ from localllama.tui.widgets.transcript import Transcript
 if TYPE_CHECKING:
     from localllama.tui.app import LocalLlamaApp
 
-_LOOK_SECONDS = 0.5  # between two looks at what nobody tells
+_LOOK_SECONDS = 1.0  # between two looks at what nobody tells
 
 _EMPTY = """\
 A new conversation. Write below; Enter sends.
@@ -257,6 +257,7 @@ class ChatScreen(Screen[None]):
         """Count the seconds of a reply, or use the time in which there is none."""
         if self.replies.of(self.conversation) is not None:
             self.update_status()
+        self.query_one(Composer).cursor_blink = not self.busy  # the model needs the processor
         self._make_titles()
 
     def _make_titles(self) -> None:

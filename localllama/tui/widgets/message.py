@@ -29,7 +29,7 @@ _ENDINGS = {
 }
 # A reply that is coming takes so many lines at once: only then does all above it move, which costs
 # many times what one more line does.
-_GROWTH = 6
+_GROWTH = 8
 
 
 class MessageView(Widget, can_focus=True):
