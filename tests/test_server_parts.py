@@ -184,9 +184,9 @@ def _kinds(kind: type[LocalLlamaError]) -> list[type[LocalLlamaError]]:
 
 @pytest.mark.parametrize("kind", _kinds(LocalLlamaError))
 def test_every_error_has_a_status_and_three_bodies(kind: type[LocalLlamaError]) -> None:
-    error = kind("what", "hint")
+    error = kind("what", "hint --ctx 5")
     assert 400 <= http_errors.status(error) < 600
-    assert http_errors.body(error, "/api/chat") == {"error": "what", "hint": "hint"}
-    assert http_errors.body(error, "/v1/models")["error"]["message"] == "what (hint)"
+    assert http_errors.body(error, "/api/chat") == {"error": "what", "hint": "hint num_ctx 5"}
+    assert http_errors.body(error, "/v1/models")["error"]["message"] == "what (hint num_ctx 5)"
     assert http_errors.body(error, "/v1/messages")["type"] == "error"
     assert http_errors.status(errors.ModelNotFound("x")) == 404

@@ -130,11 +130,11 @@ def headers(error: LocalLlamaError) -> dict[str, str]:
 
 def body(error: LocalLlamaError, path: str) -> dict[str, Any]:
     """Return the error in the words of the API that ``path`` belongs to."""
-    code = status(error)
+    code, hint = status(error), error.hint.replace("--ctx", "num_ctx")  # the API's word for it
     if not path.startswith(OPENAI):
         # Clients know these messages, so the hint stays apart.
-        return {"error": error.message} | ({"hint": error.hint} if error.hint else {})
-    message = f"{error.message} ({error.hint})" if error.hint else error.message
+        return {"error": error.message} | ({"hint": hint} if hint else {})
+    message = f"{error.message} ({hint})" if hint else error.message
     if path.startswith(ANTHROPIC):
         kind = _ANTHROPIC_TYPES.get(code, "api_error")
         return {"type": "error", "error": {"type": kind, "message": message}}
