@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -172,6 +173,8 @@ def console() -> NoReturn:
     Without taking the interpreter apart: that is 15 of the 110 ms of ``localllama list``, and
     nothing here waits for it (files are closed, locks released, workers ended by then).
     """
+    if not sys.warnoptions:  # for who writes programs, as of a coroutine that Ctrl-C left unawaited
+        warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without Unicode still gets the rest
             stream.reconfigure(errors="replace")
