@@ -10,8 +10,8 @@ from localllama import gguf_file
 from localllama.config import Config
 from localllama.engine import sampling
 from localllama.gguf_file import ModelInfo
-from localllama.runner import parameter_layers
 from localllama.store import Installed, Store
+from localllama.wants import parameter_layers
 
 
 def header(store: Store, model: Installed) -> ModelInfo:

@@ -16,50 +16,25 @@ from pathlib import Path
 
 import msgspec
 
-from localllama import gguf_file, hardware, names, plan
+from localllama import gguf_file, hardware, names, plan, wants
 from localllama.amounts import duration
 from localllama.config import Config
-from localllama.engine import remote, sampling, snapshots
+from localllama.engine import remote, snapshots
 from localllama.engine.api import DeviceBytes, LoadOptions, SnapshotOptions
 from localllama.engine.client import Engine
 from localllama.engine.protocol import Status
 from localllama.engine.registry import Label, Record, Registry
 from localllama.engine.remote import RemoteEngine
-from localllama.errors import BadFile, DoesNotFit, InvalidParameter, StoreError, WorkerDied
+from localllama.errors import BadFile, DoesNotFit, StoreError, WorkerDied
 from localllama.files import storing
 from localllama.gguf_file import ModelInfo
 from localllama.hardware import Hardware
 from localllama.paths import Paths
 from localllama.plan import HOST, Plan
 from localllama.store import Installed, Store
+from localllama.wants import Want
 
-# Replies at once share the KV cache: one more costs a row of logits. On a CPU sixteen together get
-# hardly more tokens a second than four, and each comes later (docs/benchmarks.md).
-_SLOTS = 4
-_SERVED_SLOTS = 16  # where memory is left for them
-MOST_SLOTS = 250  # llama.cpp has 256 sequences, of which some are kept for their tokens
 _ATTEMPTS = 3  # a worker may end in the moment in which it is joined
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """What a front end asks for beyond the model; defaults leave it to the program.
-
-    Where fields have the same name as in plan.Want, they mean the same.
-    """
-
-    context_length: int = 0  # plan.MOST = the longest that fits
-    exact_context: bool = False  # a worker that has more will not do
-    gpu_layers: int = -1
-    threads: int = 0
-    template: str = ""  # Jinja source, or the name of a built-in one
-    force: bool = False  # load although the plan says that it does not fit
-    keep_alive_seconds: float | None = None  # after the last client; negative = for ever
-    gpu_memory_bytes: tuple[int, ...] = ()
-    kv_type: str = ""
-    no_gpu: bool = False
-    require_gpu: bool = False
-    serves_many: bool = False  # as many replies at once as memory is left for
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,42 +68,6 @@ class Running:
         if status.seconds_left is None:
             return "forever"
         return f"{duration(round(status.seconds_left))} from now"
-
-
-def parameter_layers(model: Installed, config: Config) -> list[tuple[str, dict[str, object]]]:
-    """Return the sampling parameters below a chat's own, the most important layer first."""
-    return [
-        ("model", sampling.known(model.parameters)),
-        ("config.toml", dict(config.parameters)),
-        ("GGUF", sampling.known(model.info.get("sampling") or {})),
-        ("catalog", sampling.known(model.catalog_parameters)),
-    ]
-
-
-def planned(want: Want, info: ModelInfo, config: Config) -> plan.Want:
-    """Return what to plan for: a worker that this module would start."""
-    divisible = not plan.recurrent(info)
-    slots = config.run.slots or _SLOTS
-    if slots > MOST_SLOTS:
-        raise InvalidParameter(
-            f"{slots} replies at once are too many", f"llama.cpp can have {MOST_SLOTS}"
-        )
-    most = config.run.slots or _SERVED_SLOTS
-    shape = LoadOptions(paths=(), context_length=0, slots=slots)
-    return plan.Want(
-        context_length=want.context_length,
-        gpu_layers=want.gpu_layers,
-        gpu_memory_bytes=want.gpu_memory_bytes,
-        kv_type=want.kv_type or config.run.kv_type,
-        sequences=shape.sequences(divisible=divisible),
-        outputs=shape.outputs(divisible=divisible),
-        slots=slots,
-        most_slots=most if want.serves_many and divisible else 0,
-        no_gpu=want.no_gpu,
-        require_gpu=want.require_gpu,
-        force=want.force,
-        reserve_bytes=config.run.reserve_bytes,
-    )
 
 
 class Runner:
@@ -239,13 +178,13 @@ class Runner:
         Raises DoesNotFit, BadFile.
         """
         info = gguf_file.read_split_info(self._options(model, want).paths)
-        wish = self._wish(model, want, info)
+        wish = wants.planned_for(model, want, info, self.config)
         return info, plan.fit(info, machine, wish, self._learned(info.architecture))
 
     # joining
 
     def _join(self, model: Installed, want: Want) -> Engine | None:
-        key, asked = self._key(model, want), self._asked(model, want)
+        key, asked = self._key(model, want), wants.context_asked(model, want, self.config)
         for record in self.registry.records():
             if record.label.key != key:
                 continue
@@ -259,26 +198,6 @@ class Runner:
                     return engine
         return None
 
-    def _asked(self, model: Installed, want: Want) -> int:
-        """The context length that somebody asked for, as in Want."""
-        own = model.parameters.get("num_ctx")
-        return (
-            want.context_length
-            or (own if isinstance(own, int) and own > 0 else 0)
-            or self.config.run.context_length
-        )
-
-    def _kv_type(self, model: Installed, want: Want) -> str:
-        """The type of the KV cache that somebody asked for, as in Want."""
-        own = model.parameters.get("kv_type")
-        return want.kv_type or (own if isinstance(own, str) else "") or self.config.run.kv_type
-
-    def _wish(self, model: Installed, want: Want, info: ModelInfo) -> plan.Want:
-        """What to plan for, with what the model's own parameters ask for."""
-        asked, kv_type = self._asked(model, want), self._kv_type(model, want)
-        wanted = replace(want, context_length=asked, kv_type=kv_type)
-        return planned(wanted, info, self.config)
-
     def _learned(self, architecture: str) -> dict[str, float]:
         """What earlier loads by this build taught of compute buffers, by kind of device."""
         build = _build()
@@ -291,7 +210,7 @@ class Runner:
     def _key(self, model: Installed, want: Want) -> str:
         """A digest of the files and of all that was asked for but what workers may differ in."""
         options = msgspec.structs.replace(self._options(model, want), keep_alive_seconds=0)
-        kv_type = self._kv_type(model, want)
+        kv_type = wants.kv_type_asked(model, want, self.config)
         placement = (want.gpu_layers, want.gpu_memory_bytes, want.no_gpu)
         nothing = (-1, (), False)
         # Whatever was asked for, without GPUs it goes to the CPU; who asked nothing need not look.
@@ -308,7 +227,7 @@ class Runner:
         self._stop_replaced(self._key(model, want))
         options = self._options(model, want)
         info = gguf_file.read_split_info(options.paths)
-        wish = self._wish(model, want, info)
+        wish = wants.planned_for(model, want, info, self.config)
         machine, chosen = self._fit(model.name, info, wish)
         label = Label(
             key=self._key(model, want),  # now that the machine is known

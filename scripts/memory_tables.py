@@ -21,7 +21,7 @@ from localllama.errors import DoesNotFit
 from localllama.gguf_file import ModelInfo
 from localllama.hardware import Hardware
 from localllama.plan import HOST
-from localllama.runner import Want, planned
+from localllama.wants import Want, planned
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
 MARK = "<!-- Below: written by scripts/memory_tables.py; do not edit. -->\n"

@@ -12,8 +12,9 @@ from localllama import names, paths, plan, pull
 from localllama.config import Config
 from localllama.engine.api import Sampling, Text
 from localllama.engine.client import Engine
-from localllama.runner import Runner, Want
+from localllama.runner import Runner
 from localllama.store import Installed, Store
+from localllama.wants import Want
 from tests.support import cli, rpc
 
 pytestmark = pytest.mark.skipif(not rpc.available(), reason="this llama.cpp was built without RPC")

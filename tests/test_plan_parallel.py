@@ -15,7 +15,7 @@ from localllama.config import Config, Run
 from localllama.engine.api import Done, Sampling
 from localllama.errors import DoesNotFit, InvalidParameter
 from localllama.gguf_file import ModelInfo
-from localllama.runner import Want, planned
+from localllama.wants import Want, planned
 from tests.support.engines import load
 
 GB = 10**9

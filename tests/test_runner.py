@@ -21,8 +21,9 @@ from localllama.config import load as load_config
 from localllama.engine.api import Done, Sampling, Text
 from localllama.errors import DoesNotFit, EngineError, InvalidConfig, WorkerDied
 from localllama.hardware import Hardware
-from localllama.runner import Runner, Want
+from localllama.runner import Runner
 from localllama.store import Installed, Store
+from localllama.wants import Want
 from tests.support import cli
 from tests.support.engines import left_in, wait_until
 

@@ -13,8 +13,8 @@ import pytest
 from localllama import config_file, names, paths, presets
 from localllama.config import Config, load
 from localllama.errors import InvalidConfig
-from localllama.runner import Want
 from localllama.store import Store, StoredFile
+from localllama.wants import Want
 from tests.support.app import Screen, ScriptedRunner, running
 from tests.support.engines import ScriptedEngine
 from tests.support.gguf_maker import write_tiny_llama

@@ -14,7 +14,7 @@ import msgspec
 from localllama.cli import output
 from localllama.cli.app import App, complete_installed, json_option
 from localllama.cli.placement import placement_options
-from localllama.runner import Want
+from localllama.wants import Want
 
 if TYPE_CHECKING:
     from localllama.engine.client import Engine

@@ -11,7 +11,7 @@ import click
 from localllama import plan
 from localllama.config import parse_size
 from localllama.plan import KV_TYPES
-from localllama.runner import Want
+from localllama.wants import Want
 
 R = TypeVar("R")
 
@@ -53,7 +53,7 @@ _OPTIONS = (
 
 
 def placement_options(command: Callable[..., R]) -> Callable[..., R]:
-    """Add the options, which reach the command as a runner.Want called ``want``."""
+    """Add the options, which reach the command as a Want called ``want``."""
 
     @wraps(command)
     def collected(

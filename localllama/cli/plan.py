@@ -20,7 +20,7 @@ from localllama.gguf_file import ModelInfo
 from localllama.hardware import Hardware
 from localllama.native import measure
 from localllama.plan import Plan
-from localllama.runner import Want, planned
+from localllama.wants import Want, planned
 
 _EXAMPLES = """\b
 Examples:

@@ -23,8 +23,8 @@ from localllama.engine.api import Message
 from localllama.engine.client import Engine
 from localllama.engine.remote import RemoteEngine
 from localllama.errors import InvalidParameter, LocalLlamaError, WorkerDied
-from localllama.runner import Want, parameter_layers
 from localllama.store import Installed
+from localllama.wants import Want, parameter_layers
 
 _HELP = """\
 Commands:

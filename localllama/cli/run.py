@@ -23,8 +23,9 @@ from localllama.engine.api import Message, Sampling
 from localllama.engine.client import Engine
 from localllama.engine.remote import RemoteEngine
 from localllama.errors import ChatNotFound, InvalidParameter, LocalLlamaError, ModelNotFound
-from localllama.runner import Runner, Want, parameter_layers
+from localllama.runner import Runner
 from localllama.store import Installed
+from localllama.wants import Want, parameter_layers
 
 if TYPE_CHECKING:
     from localllama.chat.history import History

@@ -9,7 +9,8 @@ import click
 from localllama.cli import output
 from localllama.cli.app import App, offline_option
 from localllama.errors import InvalidParameter
-from localllama.runner import MOST_SLOTS, Runner
+from localllama.runner import Runner
+from localllama.wants import MOST_SLOTS
 
 _EXAMPLES = """\b
 Examples:

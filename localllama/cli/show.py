@@ -13,8 +13,8 @@ from localllama.cli import output
 from localllama.cli.app import App, complete_installed, json_option
 from localllama.engine import sampling
 from localllama.errors import UsageProblem
-from localllama.runner import parameter_layers
 from localllama.store import Installed
+from localllama.wants import parameter_layers
 
 _CONVERSION = ("recipe", "version", "inputs")  # what a person may want to know of it
 

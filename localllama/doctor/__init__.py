@@ -15,8 +15,8 @@ from localllama.config import Config, Network
 from localllama.doctor.checks import Facts, Trouble, troubles
 from localllama.errors import DoesNotFit, LocalLlamaError
 from localllama.hardware import Hardware
-from localllama.runner import Want, planned
 from localllama.store import Store
+from localllama.wants import Want, planned
 
 __all__ = ["Facts", "Trouble", "collect", "port_owner", "troubles"]
 

@@ -13,12 +13,12 @@ from localllama.config import Config
 from localllama.engine import sampling
 from localllama.engine.api import Event, Further, Generate, Message, Ready, Sampling
 from localllama.errors import InvalidParameter
-from localllama.runner import Want, parameter_layers
 from localllama.server import options, thinking, tools
 from localllama.server.bridge import Lane
 from localllama.server.http import require_shallow
 from localllama.server.library import Library, thinks
 from localllama.store import Installed
+from localllama.wants import Want, parameter_layers
 
 DROP, STOP, SHIFT = "drop-oldest", "stop", "shift"  # chat.session.POLICIES
 _SHIFTED_CONTEXTS = 10  # a reply that could go on for ever ends after so many; as in Ollama

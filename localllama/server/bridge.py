@@ -27,10 +27,11 @@ from typing import Any, Generic, TypeVar
 from localllama.engine.api import Event, Ready
 from localllama.engine.client import Engine, Stream
 from localllama.errors import LocalLlamaError, WorkerDied
-from localllama.runner import Runner, Want
+from localllama.runner import Runner
 from localllama.server.errors import Busy
 from localllama.server.turns import Turns
 from localllama.store import Installed
+from localllama.wants import Want
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from localllama.engine.api import Truncated, Vector
 from localllama.errors import InvalidParameter
-from localllama.runner import Want
 from localllama.server.bridge import Lane, Models
 from localllama.store import Installed
+from localllama.wants import Want
 
 _MOST_INPUTS = 2048  # OpenAI's own limit
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import msgspec
 
 from localllama import hardware, plan
-from localllama.runner import planned
 from localllama.server import options
 from localllama.server.asking import Asker
 from localllama.server.bridge import Models
+from localllama.wants import planned
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):

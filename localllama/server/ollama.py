@@ -22,7 +22,6 @@ from localllama.engine.api import (
     Vector,
 )
 from localllama.errors import InvalidParameter
-from localllama.runner import Want
 from localllama.server import embedding, options, reply, thinking
 from localllama.server import ollama_types as wire
 from localllama.server.asking import DROP, SHIFT, STOP, Ask, Asker, own_messages
@@ -31,6 +30,7 @@ from localllama.server.http import left_out, require_shallow
 from localllama.server.library import thinks
 from localllama.server.reply import Said, Thought
 from localllama.store import Installed
+from localllama.wants import Want
 
 T = TypeVar("T", wire.Chatted, wire.Generated)
 

@@ -13,11 +13,11 @@ import msgspec
 from localllama import __version__
 from localllama.engine.api import Done, Sampling, TokenLogprob
 from localllama.errors import InvalidParameter
-from localllama.runner import Want
 from localllama.server import openai_types as wire
 from localllama.server import options
 from localllama.server.asking import Ask, Asker
 from localllama.server.tools import Tool
+from localllama.wants import Want
 
 MOST_CHOICES = 16
 _FINGERPRINT = f"localllama-{__version__}"

@@ -11,7 +11,6 @@ import msgspec
 
 from localllama.engine.api import Done, Generate, TokenLogprob, Truncated
 from localllama.errors import InvalidParameter
-from localllama.runner import Want
 from localllama.server import embedding, options, reply
 from localllama.server import openai_types as wire
 from localllama.server.asking import Ask, Asker
@@ -29,6 +28,7 @@ from localllama.server.openai_common import (
 )
 from localllama.server.reply import Said
 from localllama.store import Installed
+from localllama.wants import Want
 
 _SHORT = 16  # tokens of a completion for which nobody said how long
 

@@ -28,7 +28,6 @@ from localllama.config import load as load_config
 from localllama.engine import sampling
 from localllama.engine.api import Sampling
 from localllama.errors import InvalidName, LocalLlamaError, ModelNotFound
-from localllama.runner import Want, parameter_layers
 from localllama.store import Installed, Store
 from localllama.tui import commands
 from localllama.tui.elsewhere import Elsewhere
@@ -39,6 +38,7 @@ from localllama.tui.pulls import Pull, Pulls, State
 from localllama.tui.screens import OTHER_SCREENS
 from localllama.tui.screens.chat import ChatScreen
 from localllama.tui.widgets.keys import Help, actions, sections
+from localllama.wants import Want, parameter_layers
 
 _GOOD_BYE_SECONDS = 2.0
 _LOOK_SECONDS = 1.0

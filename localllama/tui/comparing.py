@@ -11,9 +11,9 @@ from localllama.config import Config
 from localllama.engine import sampling
 from localllama.engine.api import Done, Message, Text
 from localllama.errors import DoesNotFit, LocalLlamaError
-from localllama.runner import Want, parameter_layers
 from localllama.store import Installed
 from localllama.tui.models import Loaded, Opener
+from localllama.wants import Want, parameter_layers
 
 
 @dataclass(frozen=True, slots=True)

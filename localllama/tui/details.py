@@ -13,11 +13,11 @@ from localllama.engine import sampling
 from localllama.errors import DoesNotFit, LocalLlamaError
 from localllama.hardware import Hardware
 from localllama.plan import Plan
-from localllama.runner import Want, parameter_layers
 from localllama.store import Installed, Store
 from localllama.tui.fits import Fits
 from localllama.tui.listing import Row
 from localllama.tui.models import Opener
+from localllama.wants import Want, parameter_layers
 
 _LONGEST_VALUE = 120
 _PLAN_HEAD = ("DEVICE", "LAYERS", "WEIGHTS", "KV CACHE", "COMPUTE", "PROCESS", "TOTAL", "FREE")

@@ -9,10 +9,10 @@ from localllama import catalog, plan
 from localllama.catalog import Entry
 from localllama.errors import DoesNotFit, LocalLlamaError
 from localllama.hardware import Hardware
-from localllama.runner import Want
 from localllama.store import Installed
 from localllama.tui.listing import Row
 from localllama.tui.models import Opener
+from localllama.wants import Want
 
 _CONTEXT = 4096  # tokens, of what is known by its sizes only
 _KV_BYTES = 2  # of a value in f16

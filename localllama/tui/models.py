@@ -15,8 +15,9 @@ from localllama.errors import EngineError, LocalLlamaError
 from localllama.gguf_file import ModelInfo
 from localllama.hardware import Hardware
 from localllama.plan import Plan
-from localllama.runner import Running, Want
+from localllama.runner import Running
 from localllama.store import Installed
+from localllama.wants import Want
 
 
 class Loaded(Model, Protocol):

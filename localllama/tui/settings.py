@@ -12,8 +12,8 @@ from localllama.amounts import size
 from localllama.engine import remote, sampling
 from localllama.errors import InvalidParameter
 from localllama.plan import KV_TYPES, Plan
-from localllama.runner import parameter_layers
 from localllama.store import Installed
+from localllama.wants import parameter_layers
 
 if TYPE_CHECKING:
     from localllama.tui.app import LocalLlamaApp

@@ -15,8 +15,9 @@ from localllama.chat.session import Session
 from localllama.config import Config
 from localllama.engine.api import Done, Sampling, Text
 from localllama.errors import WorkerDied
-from localllama.runner import Runner, Want
+from localllama.runner import Runner
 from localllama.store import Store
+from localllama.wants import Want
 from tests.support import cli
 from tests.support.engines import left_in
 

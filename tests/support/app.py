@@ -14,9 +14,10 @@ from localllama import hardware, names, paths
 from localllama.chat.history import History
 from localllama.config import Config
 from localllama.errors import DoesNotFit, LocalLlamaError
-from localllama.runner import Runner, Want
+from localllama.runner import Runner
 from localllama.store import Installed, Store, StoredFile
 from localllama.tui.app import LocalLlamaApp
+from localllama.wants import Want
 from tests.support.engines import ScriptedEngine
 
 _PATIENCE_SECONDS = 12.0  # for a hang, not a measure

@@ -20,10 +20,11 @@ from localllama.chat import thinking
 from localllama.chat.history import History
 from localllama.engine.api import Event, Message, Ready, Sampling, Text
 from localllama.engine.registry import Label
-from localllama.runner import Runner, Want
+from localllama.runner import Runner
 from localllama.store import Installed, Store
 from localllama.tui.app import LocalLlamaApp
 from localllama.tui.models import Loaded
+from localllama.wants import Want
 from tests.support.terminal import Terminal
 
 _MOST_PIECES = 150  # of a reply before a kill: one to some seconds
