@@ -267,6 +267,27 @@ def test_a_command_leaves_what_is_attached_for_the_next_message(
     assert "eggs" in engine.sent[0][0].content
 
 
+def test_what_was_being_written_comes_back_after_an_edit(
+    home: Path, engine: ScriptedEngine
+) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.type("first")
+        await screen.shows("word2")
+        composer = screen.app.screen.query_one(Composer)
+        await screen.paste("eggs\n" * 100)
+        await screen.press(*"later")
+        for leave in ("escape", "enter"):
+            await screen.press("ctrl+t", "up", "e")
+            await screen.until(lambda: composer.text == "first")
+            await screen.press(leave)
+            await screen.until(lambda: composer.text == "later")
+            await screen.shows("+ pasted-1.txt")
+        await screen.shows("version 2/2")
+
+    use(home, engine, flow)
+    assert "eggs" not in engine.sent[-1][0].content
+
+
 def test_a_named_file_stays_one_when_its_message_is_edited(
     home: Path, engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,8 +74,7 @@ class MessageActions:
             raise InvalidParameter("only your own messages can be edited", "r replies anew")
         screen = self._screen
         composer = screen.query_one(Composer)
-        composer.write(message.content, message.attachments)
-        composer.add_class("editing")
+        composer.begin_edit(message.content, message.attachments)
         screen.set_focus(composer)
         screen.editing = message.id
         screen.notify("Enter sends it as another version, Esc leaves it as it was")

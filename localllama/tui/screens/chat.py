@@ -124,7 +124,7 @@ class ChatScreen(Screen[None]):
             self.chats.load_model(self.conversation.chat)
         self.editing = None
         composer = self.query_one(Composer)
-        composer.remove_class("editing")
+        composer.leave_edit()
         self.set_focus(composer)  # before anything is waited for: the next keys may go elsewhere
         await self.show()
         self.chats.mark(chat)
@@ -204,7 +204,7 @@ class ChatScreen(Screen[None]):
         self.need_silence()
         conversation = self.conversation or self.chats.begin()
         edited, self.editing = self.editing, None
-        self.query_one(Composer).remove_class("editing")
+        self.query_one(Composer).leave_edit()
         message = conversation.say(text, files, at=edited)
         if edited is not None or len(conversation.branch) == 1:
             await self.show()
@@ -244,10 +244,8 @@ class ChatScreen(Screen[None]):
 
     def leave(self) -> None:
         """Keep what is not sent, stop all replies and wait a little until they are saved."""
-        composer = self.query_one(Composer)
-        if self.editing is None:
-            with self.app.telling():
-                self.app.history.keep_draft(composer.text, composer.attachments)
+        with self.app.telling():
+            self.app.history.keep_draft(*self.query_one(Composer).unsent)
         self.titles.stop()
         self.replies.leave()
 
@@ -288,8 +286,7 @@ class ChatScreen(Screen[None]):
             offers.offer(())
         elif self.editing is not None:
             self.editing = None
-            composer.remove_class("editing")
-            composer.write("")
+            composer.leave_edit()
         else:
             self.query_one(Sidebar).put_away()
         self.query_one(Sidebar).search("")

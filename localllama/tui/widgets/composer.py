@@ -111,11 +111,24 @@ class Composer(TextArea):
         self._attachments: tuple[Attachment, ...] = ()
         self._at: int | None = None  # in ``past``
         self._draft = ""
+        self._aside: tuple[str, tuple[Attachment, ...]] = ("", ())  # while a message is edited
 
     @property
-    def attachments(self) -> tuple[Attachment, ...]:
-        """What goes with the text."""
-        return self._attachments
+    def unsent(self) -> tuple[str, tuple[Attachment, ...]]:
+        """What was being written, and what goes with it; a message that is edited is saved."""
+        return self._aside if self.has_class("editing") else (self.text, self._attachments)
+
+    def begin_edit(self, text: str, attachments: tuple[Attachment, ...]) -> None:
+        """Put a sent message in; what is there comes back when that is left."""
+        self._aside = self.unsent
+        self.write(text, attachments)
+        self.add_class("editing")
+
+    def leave_edit(self) -> None:
+        """Bring back what was being written, if a message is edited."""
+        if self.has_class("editing"):
+            self.write(*self._aside)
+            self.remove_class("editing")
 
     def action_send(self) -> None:
         """Send what is written."""
