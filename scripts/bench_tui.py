@@ -107,7 +107,7 @@ def start_seconds(env: dict[str, str], file: Path) -> float:
         seconds = monotonic() - begun
         terminal.leave()
     with History(file) as history:
-        history.take_draft()  # the next start would show it
+        history.keep_draft("")  # the next start would show it
     return seconds
 
 

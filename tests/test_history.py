@@ -176,15 +176,14 @@ def test_a_long_chat_can_be_copied_and_purged(history: History) -> None:
     assert len(history.branch(copy.id)) == 1100
 
 
-def test_a_draft_is_kept_until_somebody_takes_it(history: History) -> None:
+def test_the_last_draft_is_kept(history: History) -> None:
+    assert history.draft() == ("", ())
     files = (Attachment("list.txt", "eggs"), Attachment("more.txt", "milk"))
     history.keep_draft("What is", files)
     history.keep_draft("What is in it?", files)
-    assert history.take_draft() == ("What is in it?", files)
-    assert history.take_draft() == ("", ())
-    history.keep_draft("never mind")
+    assert history.draft() == ("What is in it?", files)
     history.keep_draft(" \n")
-    assert history.take_draft() == ("", ())
+    assert history.draft() == ("", ())
 
 
 def test_nothing_of_a_history_in_memory_reaches_the_disk(

@@ -155,6 +155,7 @@ class _Draft:
         self._conversation = conversation
         last = conversation.branch[-1]
         self._goes_on = last.role == "assistant"
+        self._before = last
         self._text = thinking.join(last.thinking, last.content) if self._goes_on else ""
         new = StoredMessage(id=0, parent=last.id, role="assistant", content="")
         self._message = msgspec.structs.replace(
@@ -170,13 +171,14 @@ class _Draft:
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
         self._saved_at = -SAVE_SECONDS
-        self._over = False
+        self._more = self._over = False
 
     def event(self, event: Event) -> None:
         """Take in what it says of the reply."""
         if isinstance(event, Text):
             with self._lock:
                 self._text += event.text
+                self._more = True
             self._save_soon()
         elif isinstance(event, Truncated):
             self._message = msgspec.structs.replace(self._message, truncated=event)
@@ -192,6 +194,8 @@ class _Draft:
             if self._timer is not None:
                 self._timer.cancel()
             self._message = msgspec.structs.replace(self._message, done=done, seed=done.seed)
+            if self._goes_on and not self._more and done.reason in (FAILED, "cancelled"):
+                self._message = self._before
             if self._text:
                 self._save()
         conversation = self._conversation

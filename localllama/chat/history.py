@@ -245,12 +245,12 @@ class History:
                 files = msgspec.json.encode(attachments).decode()
                 _insert(db, "drafts", text=text, attachments=files)
 
-    def take_draft(self) -> tuple[str, tuple[Attachment, ...]]:
-        """Return the draft, which is then no longer kept: only one app goes on with it."""
-        with self._writing() as db:
-            if (row := db.execute("SELECT * FROM drafts").fetchone()) is None:
-                return "", ()
-            db.execute("DELETE FROM drafts")
+    def draft(self) -> tuple[str, tuple[Attachment, ...]]:
+        """Return what keep_draft() has kept."""
+        with self._reading() as db:
+            row = db.execute("SELECT * FROM drafts").fetchone()
+        if row is None:
+            return "", ()
         return row["text"], msgspec.json.decode(row["attachments"], type=tuple[Attachment, ...])
 
     # searching

@@ -209,11 +209,12 @@ class Text(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
 
     ``logprobs``, if asked for, are the tokens that the text begins in: a token comes with its first
     character, and those that a stop string takes away never come. The last ones may come without
-    a text: half a character at the end of a reply.
+    a text: half a character at the end of a reply. ``tokens`` were decoded since the text before.
     """
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    tokens: int = 1
 
 
 class Truncated(msgspec.Struct, frozen=True, tag="truncated"):

@@ -202,6 +202,7 @@ def _merged(answers: list[Answered]) -> Iterator[Answered]:
         if is_text:
             texts = [a.reply for a in group if isinstance(a.reply, Text)]
             logprobs = chain.from_iterable(text.logprobs for text in texts)
-            yield Answered(id, Text("".join(text.text for text in texts), tuple(logprobs)))
+            tokens = sum(text.tokens for text in texts)
+            yield Answered(id, Text("".join(text.text for text in texts), tuple(logprobs), tokens))
         else:
             yield from group

@@ -24,7 +24,7 @@ class TextStream:
         # Tokens that are not given out yet, by the number of characters before them.
         self._logprobs: deque[tuple[int, TokenLogprob]] = deque()
         self.stop = ""
-        self.tokens = 0
+        self.tokens = self._told = 0
 
     def feed(self, piece: bytes | TokenLogprob) -> Text | None:
         """Take the next token and return what can be shown now."""
@@ -51,11 +51,15 @@ class TextStream:
         text, self._held = self._held, ""
         self._shown += len(text)
         rest = () if self.stop else tuple(logprob for _, logprob in self._logprobs)
-        return Text(text, rest) if text or rest else None
+        return Text(text, rest, self._new_tokens()) if text or rest else None
 
     def _show(self, text: str) -> Text | None:
         self._shown += len(text)
-        return Text(text, tuple(self._begun())) if text else None
+        return Text(text, tuple(self._begun()), self._new_tokens()) if text else None
+
+    def _new_tokens(self) -> int:
+        told, self._told = self._told, self.tokens
+        return self.tokens - told
 
     def _begun(self) -> Iterator[TokenLogprob]:
         """Give out the tokens of which something is shown."""

@@ -76,6 +76,7 @@ class LocalLlamaApp(App[None]):
         idle_seconds: float = _IDLE_SECONDS,
     ) -> None:
         super().__init__()
+        self.usual_theme = self.theme  # where nobody chose one
         self.store = store
         self.config = config
         self.history = history or History.temporary()
@@ -238,7 +239,7 @@ class LocalLlamaApp(App[None]):
         self.config = self.runner.config = replace(self.config, **changed)
 
     def _keep_theme(self, theme: Theme) -> None:
-        if theme.name != self.config.tui.theme:
+        if theme.name != (self.config.tui.theme or self.usual_theme):
             with self.telling():
                 self.configure("tui", "theme", theme.name)
 

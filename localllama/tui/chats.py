@@ -52,14 +52,18 @@ class ChatActions:
         """
         screen, models = self._screen, self._screen.app.models
         present, want = models.installed, models.want
+        name = present.name if present else ""
+        wanted = model_of(chat) if chat else (name, screen.context_length)
+        if (name, want.context_length) == wanted:
+            return
         if screen.replies:
-            return
-        if chat is None:
-            if present is not None and want.context_length != screen.context_length:
-                models.choose(present, replace(want, context_length=screen.context_length))
-            return
-        there = present is not None and (present.name, want.context_length) == model_of(chat)
-        if not there and (model := screen.app.known_model(chat.model)) is not None:
+            if name == wanted[0]:  # from the next message on
+                models.want = replace(want, context_length=wanted[1])
+                models.outdated = True
+        elif chat is None:
+            if present is not None:
+                models.choose(present, replace(want, context_length=wanted[1]))
+        elif (model := screen.app.known_model(chat.model)) is not None:
             screen.app.load(model)
 
     def refresh(self) -> None:
@@ -180,6 +184,8 @@ class ChatActions:
             text = export.to_markdown(kept, history.messages(chat))
         if file.exists():
             raise InvalidParameter(f"{file} is there already", "choose another name")
+        if not file.parent.is_dir():
+            raise InvalidParameter(f"there is no folder {file.parent}", "choose another one")
         with storing(file):
             write_atomic(file, text.encode(), 0o600)
         self._screen.notify(f"written to {file}", markup=False)

@@ -105,7 +105,9 @@ class Commands:
         elif switch in ("think", "nothink"):
             screen.think = switch == "think"
         else:
-            raise InvalidParameter(f"there is no /set {text}", "/set parameter | system | think")
+            raise InvalidParameter(
+                f"there is no /set {text}", "/set parameter NAME VALUE | system TEXT | think"
+            )
         screen.notify(f"set: {text}", markup=False)
 
     def _parameter(self, name: str, value: str) -> None:

@@ -34,6 +34,7 @@ class Reply:
         self.done: Done | None = None
         self.error: LocalLlamaError | None = None
         self.over = False
+        self.tokens = 0
         self.told = False  # the app knows that there is more to draw
         self.truncation_shown = False
         last = conversation.branch[-1]
@@ -82,12 +83,7 @@ class Reply:
     @property
     def begun(self) -> bool:
         """Whether any of its text is there."""
-        return self.tokens > 0
-
-    @property
-    def tokens(self) -> int:
-        """About how many tokens came: the engine sends a text for each, save within characters."""
-        return len(self._parts) - self.goes_on
+        return len(self._parts) > self.goes_on
 
     def _run(self) -> None:
         try:
@@ -114,6 +110,7 @@ class Reply:
     def _take(self, event: Event) -> None:
         if isinstance(event, Text):
             self._parts.append(event.text)
+            self.tokens += event.tokens
         elif isinstance(event, Prefill):
             self.prefill = event
         elif isinstance(event, Truncated):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from localllama.amounts import size
 from localllama.engine import remote, sampling
 from localllama.errors import InvalidParameter
-from localllama.plan import KV_TYPES, Plan
+from localllama.plan import KV_TYPES, Plan, require_possible
 from localllama.store import Installed
 from localllama.wants import parameter_layers
 
@@ -96,10 +96,8 @@ class Settings:
     def change(self, name: str, text: str, scope: Scope) -> None:
         """Set something, or with "" no longer; raises InvalidParameter and what storing raises."""
         if name == THEME:
-            if text:
-                self._app.theme = text  # the app keeps it
-            else:
-                self._app.configure("tui", "theme", None)
+            self._app.configure("tui", "theme", text or None)
+            self._app.theme = text or self._app.usual_theme
         elif name == SYSTEM:
             self._change_system(text, scope)
         elif name in (CONTEXT, KV_TYPE):
@@ -139,6 +137,9 @@ class Settings:
     def _change_memory(self, name: str, text: str, scope: Scope) -> None:
         if name == CONTEXT and text and (not text.isdecimal() or not int(text)):
             raise InvalidParameter(f"the context length is a number of tokens, not {text!r}")
+        trained = int(self.model.info.get("context_length") or 0) if self.model else 0
+        if name == CONTEXT and text and trained:
+            require_possible(int(text), trained)
         if name == KV_TYPE and text and text not in KV_TYPES:
             raise InvalidParameter(f"there is no KV type {text!r}", f"known: {', '.join(KV_TYPES)}")
         before, want = self._asked(), self._app.models.want

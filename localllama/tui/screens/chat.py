@@ -101,7 +101,7 @@ class ChatScreen(Screen[None]):
         composer = self.query_one(Composer)
         composer.past = self.app.history.questions()
         with self.app.telling():
-            composer.write(*self.app.history.take_draft())
+            composer.write(*self.app.history.draft())
         self.titles = Titles(self.app.history, self._named)
         self.set_interval(_LOOK_SECONDS, self._look)
         self.chats.refresh()
@@ -210,6 +210,7 @@ class ChatScreen(Screen[None]):
             await self.show()
         else:
             await self.query_one(Transcript).add(message)
+        self.app.history.keep_draft(*self.query_one(Composer).unsent)  # what was sent is none
         await self.reply(conversation)
         self.chats.refresh()
 

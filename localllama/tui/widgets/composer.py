@@ -123,12 +123,14 @@ class Composer(TextArea):
         self._aside = self.unsent
         self.write(text, attachments)
         self.add_class("editing")
+        self.border_title = "an earlier message: Enter sends another version, Esc leaves it"
 
     def leave_edit(self) -> None:
         """Bring back what was being written, if a message is edited."""
         if self.has_class("editing"):
             self.write(*self._aside)
             self.remove_class("editing")
+            self.border_title = ""
 
     def action_send(self) -> None:
         """Send what is written."""

@@ -192,7 +192,9 @@ class MessageView(Widget, can_focus=True):
         if message.role != "assistant" or self.live or not message.cut:
             return []
         reason = message.done.reason if message.done else FAILED
-        note = f"[{_ENDINGS.get(reason, reason)}; Ctrl+G goes on]"
+        # A reply that fills the context alone has no room to go on in.
+        first = "a longer one (F3) helps, " if reason == "context" else ""
+        note = f"[{_ENDINGS.get(reason, reason)}; {first}Ctrl+G goes on]"
         return [Strip([Segment(note, Style(dim=True, italic=True))])]
 
     # what can be done with it

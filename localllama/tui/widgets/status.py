@@ -59,7 +59,7 @@ def state_of(models: Models, conversation: Conversation | None, reply: Reply | N
         context_length=(engine.ready.context_length or UNKNOWN) if engine else 0,
         pinned=sum(message.pinned for message in branch),
     )
-    if done is not None:
+    if done is not None and reply is None:
         timings, made = done.timings, done.usage.completion_tokens
         rate = made / timings.decode_seconds if timings.decode_seconds else 0.0
         first = timings.first_token_seconds
