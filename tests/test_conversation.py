@@ -93,6 +93,21 @@ def test_the_reply_of_a_dead_worker_is_kept_and_gone_on_with(conversation: Conve
     assert not conversation.branch[-1].cut
 
 
+def test_a_failed_attempt_to_go_on_leaves_the_reply_as_it_was(conversation: Conversation) -> None:
+    engine = ScriptedEngine(100)
+    conversation.say("hello")
+    events = conversation.reply(model(engine), Sampling())
+    while not isinstance(next(events), Text):
+        pass
+    events.close()
+    cut = conversation.branch[-1]
+    engine.dies_after = 0
+    with pytest.raises(WorkerDied):
+        reply(conversation, engine)
+    assert conversation.branch[-1] == cut
+    assert conversation.history.branch(conversation.chat.id)[-1] == cut
+
+
 def test_a_stream_that_is_left_keeps_what_came(conversation: Conversation) -> None:
     conversation.say("hello")
     events = conversation.reply(model(ScriptedEngine(100)), Sampling())

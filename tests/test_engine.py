@@ -161,9 +161,17 @@ def test_an_emoji_is_never_cut(engine: Engine) -> None:
     for limit in range(1, 9):
         options = Sampling(temperature=0, max_tokens=limit)
         events = list(engine.stream(options, prompt=prompt))
-        texts = [event.text for event in events if isinstance(event, Text)]
-        assert not any("\ufffd" in text for text in texts)
-    assert "🎉" in "".join(texts)
+        texts = [event for event in events if isinstance(event, Text)]
+        assert not any("\ufffd" in text.text for text in texts)
+        assert sum(text.tokens for text in texts) <= limit
+    assert "🎉" in "".join(text.text for text in texts)
+
+
+def test_a_text_tells_how_many_tokens_it_is(engine: Engine) -> None:
+    *events, done = engine.stream(GREEDY, prompt=COUNTING)
+    assert isinstance(done, Done)
+    texts = [event for event in events if isinstance(event, Text)]
+    assert sum(text.tokens for text in texts) == done.usage.completion_tokens
 
 
 def test_penalties_change_the_reply(engine: Engine) -> None:

@@ -79,6 +79,20 @@ def test_several_lines_and_what_was_sent_before(home: Path, engine: ScriptedEngi
     assert engine.sent[0][0].content == "one\ntwo"
 
 
+def test_a_reply_without_a_word_is_told(home: Path, engine: ScriptedEngine) -> None:
+    engine.texts = ()
+
+    async def flow(screen: Screen) -> None:
+        await screen.type("hello")
+        await screen.shows("[there is no reply; Ctrl+R asks for one]")
+        engine.words = 3
+        await screen.press("ctrl+r")
+        await screen.shows("word2")
+        await screen.hides("there is no reply")
+
+    use(home, engine, flow)
+
+
 def test_escape_stops_a_reply_which_ctrl_g_goes_on_with(home: Path, engine: ScriptedEngine) -> None:
     engine.pause = threading.Event()
 
@@ -573,6 +587,9 @@ def test_a_chat_is_exported(home: Path, engine: ScriptedEngine, tmp_path: Path) 
         await screen.press("ctrl+s", "enter", "x", "ctrl+u")
         await screen.type("~nobody.is.called.this/out.md")
         await screen.shows("is not known", "Enter accepts")
+        await screen.press("ctrl+u")
+        await screen.type(str(tmp_path / "none" / "out.md"))
+        await screen.shows("there is no folder", "Enter accepts")
         await screen.press("ctrl+u")
         await screen.type(str(taken))
         await screen.shows("there already. choose another", "Enter accepts")

@@ -77,6 +77,39 @@ def test_a_context_length_that_is_none_is_mended_where_it_was_typed(home: Path) 
         await screen.press("backspace", "8", "enter")
         await screen.hides("Enter accepts")
         await screen.shows("► chat         128")
+        await screen.press("enter", "ctrl+u")
+        await screen.type("99999999")
+        await screen.shows("the context length must be from 1 to", "Enter accepts")
+        await screen.press("escape")
+        await screen.shows("► chat         128")
+
+    use(home, flow)
+
+
+def test_a_chat_begun_beside_a_reply_has_a_context_of_its_own(home: Path) -> None:
+    async def flow(screen: Screen) -> None:
+        runner = screen.app.runner
+        assert isinstance(runner, ScriptedRunner)
+        await to(screen, "context length")
+        await screen.press("enter")
+        await screen.type("512")
+        await screen.until(lambda: runner.opened[-1] == ("smol:latest", 512))
+        runner.engine.pause = threading.Event()
+        await screen.press("escape")
+        await screen.type("hello")
+        await screen.shows("word1")
+        await screen.press("ctrl+n", "f3")
+        await to(screen, "context length")
+        await screen.shows("  chat         -")
+        runner.engine.pause.set()
+        await screen.press("escape")
+        await screen.until(lambda: not screen.app.screen.busy)
+        runner.engine.pause = None
+        await screen.type("another chat")
+        await screen.shows("word2")
+        assert runner.opened[-1] == ("smol:latest", 0)
+        chats = screen.app.history.chats()
+        assert [chat.context_length for chat in chats] == [0, 512]
 
     use(home, flow)
 
@@ -179,10 +212,19 @@ def test_the_theme_is_kept(home: Path) -> None:
     async def flow(screen: Screen) -> None:
         await to(screen, "theme")
         await screen.press("enter", "home", "enter")
-        await screen.until(lambda: screen.app.theme == sorted(screen.app.available_themes)[0])
+        first = sorted(screen.app.available_themes)[0]
+        await screen.shows(f"► config.toml  {first}")
+        assert screen.app.theme == first
+        assert load(file, {}).tui.theme == first
+        await screen.press("delete")
+        await screen.shows(f"► default      {screen.app.usual_theme}")
+        assert screen.app.theme == screen.app.usual_theme
+        await screen.press("enter", "home", "enter")
+        await screen.shows(f"► config.toml  {first}")
 
+    file = paths.locate(home).config_file
     use(home, flow)
-    assert load(paths.locate(home).config_file, {}).tui.theme
+    assert load(file, {}).tui.theme
 
 
 def test_a_file_that_cannot_be_changed_safely_is_left_alone(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ _FRAME_SECONDS = 1 / 30
 _DRAWING_SHARE = 0.03
 _LONGEST_FRAME_SECONDS = 0.2
 _GOOD_BYE_SECONDS = 3.0
+_NOTHING = "[there is no reply; Ctrl+R asks for one]"
 _TOO_LONG = "edit it (Ctrl+T, e), or choose a longer context (F3)"
 
 
@@ -63,7 +64,8 @@ class ReplyViews:
         reply.start()
 
     async def follow(self, reply: Reply) -> None:
-        """Show a reply in the transcript, whose chat it is."""
+        """Show a reply in the transcript, whose chat it is; what was told of one before goes."""
+        await self._transcript.query(".passing").remove()
         view = await self._transcript.add(reply.message, live=True)
         self._views[reply.conversation.chat.id] = view
 
@@ -147,7 +149,12 @@ class ReplyViews:
             await view.remove()
         if reply.error is not None:
             trouble = _trouble(reply.error)
-            await self._transcript.mount(Static(trouble, classes="trouble", markup=False))
+            await self._tell(trouble, "trouble")
+        elif not (reply.begun or reply.goes_on):
+            await self._tell(_NOTHING, "truncated")
+
+    async def _tell(self, text: str, classes: str) -> None:
+        await self._transcript.mount(Static(text, classes=f"{classes} passing", markup=False))
 
 
 def _trouble(error: LocalLlamaError) -> str:

@@ -63,7 +63,7 @@ def install(home: Path, *models: str) -> Store:
         arrived = place.partials / "model"
         arrived.write_bytes(_MODEL)
         file = StoredFile("model.gguf", "ab" * 32, len(_MODEL))
-        info = {"quantization": "Q4_1"}
+        info = {"quantization": "Q4_1", "context_length": 8192}
         model = Installed(name=str(names.own(name)), files=(file,), info=info)
         store.install(model, {file.sha256: arrived})
     return store
