@@ -79,6 +79,23 @@ def test_several_lines_and_what_was_sent_before(home: Path, engine: ScriptedEngi
     assert engine.sent[0][0].content == "one\ntwo"
 
 
+def test_who_comes_back_from_another_screen_goes_on_writing(
+    home: Path, engine: ScriptedEngine
+) -> None:
+    async def flow(screen: Screen) -> None:
+        await screen.type("hello")
+        await screen.shows("word2")
+        await screen.press("ctrl+s", "enter", "f4")
+        await screen.shows("Look again")
+        await screen.press("f4")
+        await screen.shows("New line")
+        await screen.type("d")  # in the list it would delete the chat
+        await screen.until(lambda: len(engine.sent) == 2)
+
+    use(home, engine, flow)
+    assert engine.sent[-1][-1].content == "d"
+
+
 def test_a_reply_without_a_word_is_told(home: Path, engine: ScriptedEngine) -> None:
     engine.texts = ()
 
@@ -582,8 +599,14 @@ def test_a_chat_is_exported(home: Path, engine: ScriptedEngine, tmp_path: Path) 
     taken.touch()
 
     async def flow(screen: Screen) -> None:
+        await screen.type("/export")
+        await screen.shows("there is nothing to export")
+        await screen.press("ctrl+u")
         await screen.type("hello")
         await screen.shows("word2")
+        await screen.type("/export")
+        await screen.shows("Write the chat to this file")
+        await screen.press("escape")
         await screen.press("ctrl+s", "enter", "x", "ctrl+u")
         await screen.type("~nobody.is.called.this/out.md")
         await screen.shows("is not known", "Enter accepts")

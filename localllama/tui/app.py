@@ -37,6 +37,7 @@ from localllama.tui.models import Models, Opener
 from localllama.tui.pulls import Pull, Pulls, State
 from localllama.tui.screens import OTHER_SCREENS
 from localllama.tui.screens.chat import ChatScreen
+from localllama.tui.widgets.composer import Composer
 from localllama.tui.widgets.keys import Help, actions, sections
 from localllama.wants import Want, parameter_layers
 
@@ -284,6 +285,8 @@ class LocalLlamaApp(App[None]):
         while not isinstance(self.screen, ChatScreen):
             self.pop_screen()
         if not there:
+            # Who comes back goes on writing: in the list of chats a letter may delete one.
+            self.screen.set_focus(self.screen.query_one(Composer))
             self.push_screen(name)
 
     def edit_model(self, model: Installed) -> None:

@@ -26,6 +26,7 @@ _COMMANDS = (  # what is written, what follows it, what that does
     (_LOAD, "MODEL", "another model, or a .gguf file, which is then installed"),
     ("/clear", "", "a new chat"),
     ("/history ", "WORDS", "search the chats"),
+    ("/export", "", "write this chat to a file"),
     ("/import", "", "take in exported chats"),
     ("/help", "", "these commands"),
     ("/bye", "", "leave"),
@@ -56,6 +57,7 @@ class Commands:
             "/load": self._load,
             "/clear": self._clear,
             "/history": self._history,
+            "/export": self._export,
             "/import": self._import,
             "/help": self._help,
             "/?": self._help,
@@ -146,6 +148,11 @@ class Commands:
     async def _history(self, words: str) -> None:
         self._screen.action_search()
         self._screen.query_one(Sidebar).search(words)
+
+    async def _export(self, _: str) -> None:
+        if (conversation := self._screen.conversation) is None:
+            raise InvalidParameter("there is nothing to export", "a chat begins with a message")
+        await self._screen.chats.export(conversation.chat.id)
 
     async def _import(self, _: str) -> None:
         self._screen.chats.take_in()
