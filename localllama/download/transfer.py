@@ -195,12 +195,14 @@ class _Transfer:
         """Download until all bytes are there; raises what made a connection give up."""
         try:
             self._spawn(1)  # alone, until its first answer tells size and abilities
-            while self._failure is None and not self._partial.complete:
+            over = False
+            while not over:
                 self._wake.wait(_REPORT_SECONDS)
                 self._wake.clear()
                 if self._learned and self._ranges:
                     self._spawn(self._network.connections)
-                yield from self._news(gauge)
+                over = self._failure is not None or self._partial.complete
+                yield from self._news(gauge)  # after that look: the end is told, too
             if self._failure is not None:
                 raise self._failure
         finally:
