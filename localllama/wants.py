@@ -51,7 +51,7 @@ def parameter_layers(model: Installed, config: Config) -> list[tuple[str, dict[s
 
 
 def planned(want: Want, info: ModelInfo, config: Config) -> plan.Want:
-    """Return what to plan for: a worker that this module would start."""
+    """Return what to plan for: a worker that the runner would start."""
     divisible = not plan.recurrent(info)
     slots = config.run.slots or _SLOTS
     if slots > MOST_SLOTS:

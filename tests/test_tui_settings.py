@@ -43,6 +43,23 @@ async def to(screen: Screen, row: str) -> None:
     await screen.shows(f"{row}: ")
 
 
+async def begin_reply(screen: Screen, runner: ScriptedRunner) -> None:
+    """Go to the chat for a reply that waits before its last word."""
+    runner.engine.pause = threading.Event()
+    await screen.press("escape")
+    await screen.type("hello")
+    await screen.shows("word1")
+
+
+async def end_reply(screen: Screen, runner: ScriptedRunner) -> None:
+    """Go to the chat and let the reply end."""
+    assert runner.engine.pause is not None
+    runner.engine.pause.set()
+    await screen.press("escape")
+    await screen.until(lambda: not screen.app.screen.busy)
+    runner.engine.pause = None
+
+
 def test_a_parameter_of_chat_model_and_everywhere_shows_which_wins(home: Path) -> None:
     async def flow(screen: Screen) -> None:
         await to(screen, "temperature")
@@ -94,17 +111,11 @@ def test_a_chat_begun_beside_a_reply_has_a_context_of_its_own(home: Path) -> Non
         await screen.press("enter")
         await screen.type("512")
         await screen.until(lambda: runner.opened[-1] == ("smol:latest", 512))
-        runner.engine.pause = threading.Event()
-        await screen.press("escape")
-        await screen.type("hello")
-        await screen.shows("word1")
+        await begin_reply(screen, runner)
         await screen.press("ctrl+n", "f3")
         await to(screen, "context length")
         await screen.shows("  chat         -")
-        runner.engine.pause.set()
-        await screen.press("escape")
-        await screen.until(lambda: not screen.app.screen.busy)
-        runner.engine.pause = None
+        await end_reply(screen, runner)
         await screen.type("another chat")
         await screen.shows("word2")
         assert runner.opened[-1] == ("smol:latest", 0)
@@ -187,20 +198,14 @@ def test_a_changed_context_is_loaded_at_once_or_after_the_reply(home: Path) -> N
         await screen.type("600")
         await screen.shows("  config.toml  600")
         assert len(runner.opened) == 2
-        runner.engine.pause = threading.Event()
-        await screen.press("escape")
-        await screen.type("hello")
-        await screen.shows("word1")
+        await begin_reply(screen, runner)
         await screen.press("f3", "backspace")
         await to(screen, "context length")
         await screen.press("backspace")
         await screen.shows("from the next message", "► config.toml  600")
         assert len(runner.opened) == 2
-        runner.engine.pause.set()
-        await screen.press("escape")
+        await end_reply(screen, runner)
         await screen.shows("word2")
-        await screen.until(lambda: not screen.app.screen.busy)
-        runner.engine.pause = None
         await screen.type("again")
         await screen.until(lambda: runner.opened[2:] == [("smol:latest", 0)])
         assert not models.outdated

@@ -121,7 +121,7 @@ class ReplyViews:
         elif view is not None:
             view.show(reply.message, live=True)
         if reply.over or not reply.message.content:
-            self._screen.update_status()  # in between it is looked after twice a second
+            self._screen.update_status()  # else the screen looks after it, once a second
 
     async def _ended(self, reply: Reply) -> None:
         screen, chat = self._screen, reply.conversation.chat.id
@@ -147,11 +147,10 @@ class ReplyViews:
             view.show(last)
         else:
             await view.remove()
+            if reply.error is None:
+                await self._tell(_NOTHING, "truncated")
         if reply.error is not None:
-            trouble = _trouble(reply.error)
-            await self._tell(trouble, "trouble")
-        elif not (reply.begun or reply.goes_on):
-            await self._tell(_NOTHING, "truncated")
+            await self._tell(_trouble(reply.error), "trouble")
 
     async def _tell(self, text: str, classes: str) -> None:
         await self._transcript.mount(Static(text, classes=f"{classes} passing", markup=False))

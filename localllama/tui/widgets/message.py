@@ -263,8 +263,10 @@ def _click(action: str) -> Style:
 
 def _common(before: list[Strip], now: list[Strip]) -> int:
     """Return how many lines at the beginning are the same."""
-    pairs = enumerate(zip(before, now, strict=False))
-    return next((i for i, (old, new) in pairs if old != new), min(len(before), len(now)))
+    for index, (old, new) in enumerate(zip(before, now, strict=False)):
+        if old is not new and old != new:  # most are the very same: each frame comes here
+            return index
+    return min(len(before), len(now))
 
 
 def _highlighted(strip: Strip, start: int, end: int, style: Style) -> Strip:
